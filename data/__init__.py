@@ -1,0 +1,1 @@
+"""Ground floor: events, histories, prepared datasets, batches; settings and errors."""

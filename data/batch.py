@@ -1,0 +1,64 @@
+"""`Batch`: the one form in which histories reach the model.
+
+A TypedDict of tensors, because Ray moves plain dicts to devices and DeepSpeed's hooks see the
+tensors inside them. Rows are padded on the right with 0, so a causal model never looks at padding.
+"""
+
+from typing import TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from data.encode import EncodedHistories, IntArray
+
+
+class Batch(TypedDict):
+    """B histories of up to L events; all tensors are int64."""
+
+    items_BL: Int[Tensor, "B L"]  # item rows; 0 = padding
+    times_BL: Int[Tensor, "B L"]  # seconds UTC of each event
+    query_times_BL: Int[Tensor, "B L"]  # when the answer after each event is asked for
+    actions_BL: Int[Tensor, "B L"]  # action codes; 0 = none
+    targets_BL: Int[Tensor, "B L"]  # the item that follows each event; 0 = none or not known
+    lengths_B: Int[Tensor, "B"]
+    users_B: Int[Tensor, "B"]  # `user_key`, names the rows in error messages
+
+
+def collate(histories: EncodedHistories, rows: npt.NDArray[np.int64] | None = None) -> Batch:
+    """Pad the chosen rows (all by default) to the longest of them."""
+    chosen = np.arange(len(histories)) if rows is None else rows
+    starts_B = histories.offsets_B1[chosen]
+    lengths_B = histories.lengths_B[chosen]
+    length = int(lengths_B.max(initial=1))
+    column_L = np.arange(length)
+    valid_BL = column_L < lengths_B[:, None]
+    position_BL = np.where(valid_BL, starts_B[:, None] + column_L, 0)
+
+    def padded(flat_E: IntArray) -> IntArray:
+        if not len(flat_E):
+            return np.zeros(valid_BL.shape, np.int64)
+        return np.where(valid_BL, flat_E[position_BL], 0)
+
+    items_BL = padded(histories.items_E)
+    times_BL = padded(histories.times_E)
+    return Batch(
+        items_BL=torch.from_numpy(items_BL),
+        times_BL=torch.from_numpy(times_BL),
+        query_times_BL=torch.from_numpy(_shifted(times_BL, histories.query_times_B[chosen], lengths_B)),
+        actions_BL=torch.from_numpy(padded(histories.actions_E)),
+        targets_BL=torch.from_numpy(_shifted(items_BL, histories.next_items_B[chosen], lengths_B)),
+        lengths_B=torch.from_numpy(lengths_B),
+        users_B=torch.from_numpy(histories.users_B[chosen]),
+    )
+
+
+def _shifted(values_BL: IntArray, last_B: IntArray, lengths_B: IntArray) -> IntArray:
+    """Each row moved one to the left, with `last_B` at its last event."""
+    result_BL = np.zeros_like(values_BL)
+    result_BL[:, :-1] = values_BL[:, 1:]
+    filled = np.flatnonzero(lengths_B)
+    result_BL[filled, lengths_B[filled] - 1] = last_B[filled]
+    return result_BL

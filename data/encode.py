@@ -1,0 +1,108 @@
+"""Histories as the model sees them: the same function for training, evaluation and serving.
+
+A history is cut to its last `max_events` events. Beside each event stands the time of the event
+after it, because that is when the next answer was asked for; beside the last stands the time of
+the request (HSTU feeds this time to the model, "Actions Speak Louder than Words", section 2.1 of
+its research code; in production it is the clock at the request).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class EncodedHistories:
+    """B histories laid end to end; history b holds events `offsets_B1[b]:offsets_B1[b + 1]`."""
+
+    items_E: IntArray  # item rows
+    times_E: IntArray  # seconds UTC
+    actions_E: IntArray  # action codes
+    offsets_B1: IntArray
+    query_times_B: IntArray  # when the answer after the last event is asked for, seconds UTC
+    next_items_B: IntArray  # the item that followed the last event; 0 where not known
+    users_B: IntArray  # `user_key` of the dataset; -1 where there is none
+
+    @property
+    def lengths_B(self) -> IntArray:
+        """Events of each history."""
+        return np.diff(self.offsets_B1)
+
+    def __len__(self) -> int:
+        return len(self.query_times_B)
+
+
+def encode_histories(
+    items: Sequence[npt.ArrayLike],
+    times: Sequence[npt.ArrayLike],
+    actions: Sequence[npt.ArrayLike],
+    query_times: npt.ArrayLike,
+    *,
+    max_events: int,
+    users: npt.ArrayLike | None = None,
+) -> EncodedHistories:
+    """Encode histories that wait for an answer: the last `max_events` events of each, oldest first.
+
+    Args:
+        items: item rows of each history; 0 (an item outside the vocabulary) must have been dropped.
+        times, actions: seconds UTC and action codes, of equal lengths.
+        query_times: seconds UTC of each request.
+        max_events: at least 1.
+    """
+    query_times_B = np.asarray(query_times, np.int64)
+    lengths_B = np.array([min(len(np.atleast_1d(row)), max_events) for row in items], np.int64)
+    users_B = np.full(len(items), -1, np.int64) if users is None else np.asarray(users, np.int64)
+    return EncodedHistories(
+        items_E=_last_events(items, max_events),
+        times_E=_last_events(times, max_events),
+        actions_E=_last_events(actions, max_events),
+        offsets_B1=np.concatenate([[0], np.cumsum(lengths_B)]).astype(np.int64),
+        query_times_B=query_times_B,
+        next_items_B=np.zeros(len(items), np.int64),
+        users_B=users_B,
+    )
+
+
+def _last_events(rows: Sequence[npt.ArrayLike], max_events: int) -> IntArray:
+    parts = [np.atleast_1d(np.asarray(row, np.int64))[-max_events:] for row in rows]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def encode_windows(windows: pa.Table) -> EncodedHistories:
+    """Encode training windows: the last event of each is what the events before it predict.
+
+    `windows` comes from `data.windows.cut_windows`: list columns `items`, `times`, `actions` of at
+    least two events each, and `user_key`.
+    """
+    stops_B, starts_B, flat = _flat_lists(windows, ("items", "times", "actions"))
+    lengths_B = stops_B - starts_B - 1
+    offsets_B1 = np.concatenate([[0], np.cumsum(lengths_B)]).astype(np.int64)
+    # Position of every kept event (all but each window's last) in the flat columns.
+    kept_E = np.arange(offsets_B1[-1]) + np.repeat(starts_B - offsets_B1[:-1], lengths_B)
+    return EncodedHistories(
+        items_E=flat["items"][kept_E],
+        times_E=flat["times"][kept_E],
+        actions_E=flat["actions"][kept_E],
+        offsets_B1=offsets_B1,
+        query_times_B=flat["times"][stops_B - 1],
+        next_items_B=flat["items"][stops_B - 1],
+        users_B=windows.column("user_key").to_numpy().astype(np.int64),
+    )
+
+
+def _flat_lists(table: pa.Table, names: Sequence[str]) -> tuple[IntArray, IntArray, dict[str, IntArray]]:
+    """Stops and starts of each row's list, and the flat values of each list column."""
+    combined = table.combine_chunks()
+    flat: dict[str, IntArray] = {}
+    offsets = np.zeros(1, np.int64)
+    for name in names:
+        column = combined.column(name)
+        lists = column.chunk(0) if column.num_chunks else pa.array([], column.type)
+        offsets = lists.offsets.to_numpy().astype(np.int64)
+        flat[name] = lists.values.to_numpy().astype(np.int64)
+    return offsets[1:], offsets[:-1], flat

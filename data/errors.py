@@ -1,0 +1,74 @@
+"""The errors that input from outside can cause, and the exit code of each.
+
+    FarsightError                 1
+    ├── RecipeError               2   settings, overrides, recipe files
+    ├── LogError                  3   log shards, catalogues, public data sets
+    ├── DatasetError              3   prepared datasets
+    ├── ArtifactError             4   artifacts, indexes and releases
+    │   └── ArtifactMismatch      4   two pieces that do not belong together
+    ├── TrainingError             5   a run that cannot go on
+    │   └── NonFiniteLoss         5
+    ├── MachineError              6   too few resources, missing packages, unwritable storage
+    └── EndpointError             7   a running endpoint refused or did not answer
+
+Each message says what was found, what was expected and what to do. The command line prints the
+message alone and exits with `exit_code`; a traceback means a defect of ours.
+"""
+
+from typing import ClassVar
+
+
+class FarsightError(Exception):
+    """Base of every error that input from outside can cause."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class RecipeError(FarsightError):
+    """A recipe file, an override or a setting is wrong."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class LogError(FarsightError):
+    """A log shard, a catalogue or a public data set cannot be read as stated."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class DatasetError(FarsightError):
+    """A prepared dataset is missing, unfinished or lacks what is asked of it."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class ArtifactError(FarsightError):
+    """An artifact, index or release is missing, unfinished or damaged."""
+
+    exit_code: ClassVar[int] = 4
+
+
+class ArtifactMismatch(ArtifactError):
+    """Two pieces were put together that were not built from the same weights or vocabulary."""
+
+
+class TrainingError(FarsightError):
+    """A training run cannot start or go on."""
+
+    exit_code: ClassVar[int] = 5
+
+
+class NonFiniteLoss(TrainingError):
+    """The loss became NaN or infinite on some rank."""
+
+
+class MachineError(FarsightError):
+    """The machine or cluster lacks what the command needs."""
+
+    exit_code: ClassVar[int] = 6
+
+
+class EndpointError(FarsightError):
+    """A running endpoint refused the request or did not answer."""
+
+    exit_code: ClassVar[int] = 7

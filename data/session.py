@@ -1,0 +1,29 @@
+"""One way to reach Ray: the cluster of the job we run in, or a private local one."""
+
+import logging
+import os
+
+import ray
+
+logger = logging.getLogger(__name__)
+
+# Two training workers on two cores would leave Ray Data none, and the first batch would never come.
+# These are Ray's bookkeeping units, not threads.
+MIN_LOGICAL_CPUS = 4
+
+
+def connect() -> None:
+    """Connect to Ray once per process; later calls do nothing.
+
+    With `RAY_ADDRESS` set (as inside a submitted job) that cluster is used. Otherwise a private
+    local one is started: a bare `ray.init()` could attach to another program's cluster.
+    """
+    if ray.is_initialized():
+        return
+    quiet = {"logging_level": logging.WARNING, "log_to_driver": True}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+        return
+    num_cpus = max(os.cpu_count() or 1, MIN_LOGICAL_CPUS)
+    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
+    logger.info("started a local Ray with %d logical CPUs", num_cpus)

@@ -1,0 +1,74 @@
+"""Training windows: histories cut to rows that fit the model, and batches of similar length."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+WindowRule = Literal["last", "all"]
+WINDOW_COLUMNS = ("user_key", "items", "times", "actions")
+
+
+def cut_windows(histories: pa.Table, *, max_events: int, rule: WindowRule) -> pa.Table:
+    """Cut the training part of each history into windows of at most `max_events` + 1 events.
+
+    A window's last event is only a target, so the model sees at most `max_events` events. Windows
+    are cut from the end of the training part backwards and overlap by that one event: under `all`
+    every training event but a user's first is a target exactly once; under `last` only the newest
+    window is kept. Histories with fewer than two training events give no window.
+
+    Args:
+        histories: rows of `data.schema.HISTORY_SCHEMA`.
+
+    Returns:
+        Table with `user_key` and the list columns `items`, `times`, `actions`.
+    """
+    combined = histories.combine_chunks()
+    offsets = _lists(combined, "items").offsets.to_numpy().astype(np.int64)
+    num_train = combined.column("num_train").to_numpy().astype(np.int64)
+    num_windows = np.maximum(-(-(num_train - 1) // max_events), 0)
+    if rule == "last":
+        num_windows = np.minimum(num_windows, 1)
+    row_W = np.repeat(np.arange(len(num_train)), num_windows)
+    first_W = np.repeat(np.cumsum(num_windows) - num_windows, num_windows)
+    nth_W = np.arange(len(row_W)) - first_W  # 0 = newest window of its history
+    stop_W = offsets[row_W] + num_train[row_W] - nth_W * max_events
+    start_W = np.maximum(stop_W - max_events - 1, offsets[row_W])
+    length_W = stop_W - start_W
+    new_offsets = np.concatenate([[0], np.cumsum(length_W)])
+    taken_E = np.arange(new_offsets[-1]) + np.repeat(start_W - new_offsets[:-1], length_W)
+    columns: dict[str, pa.Array] = {"user_key": combined.column("user_key").to_numpy()[row_W]}
+    for name in ("items", "times", "actions"):
+        values = _lists(combined, name).values.take(pa.array(taken_E))
+        columns[name] = pa.ListArray.from_arrays(pa.array(new_offsets, pa.int32()), values)
+    return pa.table(columns)
+
+
+def _lists(table: pa.Table, name: str) -> pa.ListArray:
+    column = table.column(name)
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+
+
+def length_buckets(
+    lengths_B: npt.NDArray[np.int64], *, events_per_batch: int, random: np.random.Generator
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Split rows into batches of similar length, each of at most `events_per_batch` padded events.
+
+    Rows are shuffled, ordered by length (ties stay shuffled), cut greedily, and the batches come
+    in random order, so padding stays low and every epoch pairs other rows. A row longer than
+    `events_per_batch` gets a batch of its own.
+
+    Returns:
+        Row numbers of each batch; every row occurs exactly once.
+    """
+    shuffled = random.permutation(len(lengths_B))
+    order = shuffled[np.argsort(lengths_B[shuffled], kind="stable")]
+    cuts = [0]
+    for position, row in enumerate(order):
+        if position > cuts[-1] and (position - cuts[-1] + 1) * lengths_B[row] > events_per_batch:
+            cuts.append(position)
+    batches = np.split(order, cuts[1:]) if len(order) else []
+    for number in random.permutation(len(batches)):
+        yield batches[number]

@@ -1,0 +1,1 @@
+"""First floor: the retriever in pure torch."""

@@ -1,0 +1,1 @@
+"""Upper floor: the FAISS index, releases and the Ray Serve application."""

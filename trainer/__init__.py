@@ -1,0 +1,1 @@
+"""Upper floor: training on Ray Train and DeepSpeed, and full-catalogue evaluation."""
