@@ -20,10 +20,9 @@ def connect() -> None:
     """
     if ray.is_initialized():
         return
-    quiet = {"logging_level": logging.WARNING, "log_to_driver": True}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
+        ray.init(logging_level=logging.WARNING)
         return
     num_cpus = max(os.cpu_count() or 1, MIN_LOGICAL_CPUS)
-    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
+    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.WARNING)
     logger.info("started a local Ray with %d logical CPUs", num_cpus)
