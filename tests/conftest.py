@@ -20,6 +20,8 @@ _ENVIRONMENT = {
     # A private folder: a stale address file in the default one slows every fit.
     "RAY_TMPDIR": str(_SCRATCH / "r"),
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Otherwise Ray writes a token into the home folder of whoever runs the tests.
+    "RAY_AUTH_MODE": "disabled",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     # Ray's own warning about a default that will change; this is the new default.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
