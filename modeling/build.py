@@ -1,0 +1,82 @@
+"""The only place that turns model settings into modules."""
+
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from modeling.encoder import Encoder
+from modeling.hstu import HstuBlock
+from modeling.negatives import NegativeSampler
+from modeling.retriever import Retriever
+from modeling.settings import (
+    HstuSettings,
+    InBatchNegatives,
+    MixedNegatives,
+    ModelSettings,
+    TransformerSettings,
+    UniformNegatives,
+)
+from modeling.transformer import TransformerBlock
+
+
+def build_retriever(
+    settings: ModelSettings, *, num_rows: int, num_actions: int, train_counts: npt.ArrayLike | None = None
+) -> Retriever:
+    """Build an untrained retriever.
+
+    Args:
+        num_rows: rows of the item table (`Vocabulary.num_rows`).
+        num_actions: distinct actions of the dataset.
+        train_counts: training events per item row; without it the retriever answers but cannot train.
+    """
+    blocks = [_block(settings) for _ in range(settings.encoder.blocks)]
+    encoder = Encoder(
+        blocks,
+        width=settings.width,
+        max_events=settings.max_events,
+        num_actions=num_actions if settings.use_actions else 0,
+        dropout=settings.dropout,
+        needs_times=settings.needs_times,
+    )
+    return Retriever(
+        num_rows=num_rows,
+        width=settings.width,
+        encoder=encoder,
+        sampler=None if train_counts is None else _sampler(settings, torch.as_tensor(train_counts)),
+        temperature=settings.temperature,
+    )
+
+
+def _block(settings: ModelSettings) -> nn.Module:
+    match settings.encoder:
+        case HstuSettings() as hstu:
+            return HstuBlock(
+                settings.width,
+                heads=hstu.heads,
+                query_width=hstu.query_width,
+                value_width=hstu.value_width,
+                max_events=settings.max_events,
+                dropout=settings.dropout,
+                position_bias=hstu.position_bias,
+                time_bias=hstu.time_bias,
+            )
+        case TransformerSettings() as transformer:
+            return TransformerBlock(
+                settings.width,
+                heads=transformer.heads,
+                feedforward_width=transformer.feedforward_width,
+                max_events=settings.max_events,
+                dropout=settings.dropout,
+                position_bias=transformer.position_bias,
+                time_bias=transformer.time_bias,
+            )
+
+
+def _sampler(settings: ModelSettings, train_counts_V: torch.Tensor) -> NegativeSampler:
+    match settings.negatives:
+        case UniformNegatives() as uniform:
+            return NegativeSampler(train_counts_V, num_uniform=uniform.num_uniform, num_in_batch=0)
+        case InBatchNegatives() as in_batch:
+            return NegativeSampler(train_counts_V, num_uniform=0, num_in_batch=in_batch.num_in_batch)
+        case MixedNegatives() as mixed:
+            return NegativeSampler(train_counts_V, num_uniform=mixed.num_uniform, num_in_batch=mixed.num_in_batch)

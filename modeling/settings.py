@@ -1,0 +1,79 @@
+"""Settings of the retriever. They stop at `modeling.build`; modules take plain arguments."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from data.settings import Settings
+
+
+class HstuSettings(Settings):
+    """HSTU blocks: pointwise SiLU attention with gating ("Actions Speak Louder than Words", eq. 1-3)."""
+
+    kind: Literal["hstu"] = "hstu"
+    blocks: int = Field(2, ge=1, description="number of blocks")
+    heads: int = Field(1, ge=1, description="attention heads per block")
+    query_width: int = Field(64, ge=1, description="width of queries and keys per head (d_qk)")
+    value_width: int = Field(64, ge=1, description="width of values and gates per head (d_v)")
+    position_bias: bool = Field(True, description="learned bias by distance in events, per block")
+    time_bias: bool = Field(True, description="learned bias by logarithmic time distance, per block; needs times")
+
+
+class TransformerSettings(Settings):
+    """Pre-norm causal Transformer blocks with RMSNorm and a gated feed-forward layer."""
+
+    kind: Literal["transformer"] = "transformer"
+    blocks: int = Field(2, ge=1, description="number of blocks")
+    heads: int = Field(1, ge=1, description="attention heads per block; divides the model's width")
+    feedforward_width: int = Field(128, ge=1, description="inner width of the feed-forward layer")
+    position_bias: bool = Field(False, description="learned bias by distance in events, per block")
+    time_bias: bool = Field(False, description="learned bias by logarithmic time distance, per block; needs times")
+
+
+class UniformNegatives(Settings):
+    """Items drawn uniformly from the catalogue, shared by all positions of a batch."""
+
+    kind: Literal["uniform"] = "uniform"
+    num_uniform: int = Field(256, ge=1, description="negatives per batch, drawn with replacement")
+
+
+class InBatchNegatives(Settings):
+    """Targets of the same batch, corrected for how often each item is a target (log-q)."""
+
+    kind: Literal["in_batch"] = "in_batch"
+    num_in_batch: int = Field(256, ge=1, description="negatives per batch, drawn from its targets with replacement")
+
+
+class MixedNegatives(Settings):
+    """Uniform and in-batch negatives together, corrected by the probability of the mixture."""
+
+    kind: Literal["mixed"] = "mixed"
+    num_uniform: int = Field(128, ge=1, description="uniform negatives per batch")
+    num_in_batch: int = Field(128, ge=1, description="in-batch negatives per batch")
+
+
+EncoderSettings = Annotated[HstuSettings | TransformerSettings, Field(discriminator="kind")]
+NegativesSettings = Annotated[UniformNegatives | InBatchNegatives | MixedNegatives, Field(discriminator="kind")]
+
+
+class ModelSettings(Settings):
+    """Shape and loss of the retriever."""
+
+    width: int = Field(64, ge=1, description="width of item and query vectors (D)")
+    max_events: int = Field(200, ge=1, description="events of a history that the model sees (L)")
+    dropout: float = Field(0.2, ge=0, lt=1, description="share of activations dropped in training")
+    use_actions: bool = Field(False, description="add an embedding of each event's action to the input")
+    encoder: EncoderSettings = Field(HstuSettings(), description="the blocks")
+    negatives: NegativesSettings = Field(UniformNegatives(), description="what a target is told from")
+    temperature: float = Field(0.05, gt=0, description="divides the cosine scores in the loss")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "ModelSettings":
+        if isinstance(self.encoder, TransformerSettings) and self.width % self.encoder.heads:
+            raise ValueError(f"width {self.width} is not a multiple of the {self.encoder.heads} heads")
+        return self
+
+    @property
+    def needs_times(self) -> bool:
+        """Whether the model reads the events' times."""
+        return self.encoder.time_bias
