@@ -1,0 +1,150 @@
+"""The artifact: the directory that training writes and evaluation, indexing and serving read.
+
+DIR/manifest.json         hashes of the files below, content hash, where the weights came from
+DIR/model.safetensors     weights
+DIR/settings.json         model settings, table sizes, action names
+DIR/vocabulary.parquet    item ids in row order
+DIR/catalogue.parquet     items with categories, titles and training counts, in row order
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+
+from data.dataset import CATALOGUE, PreparedDataset
+from data.errors import ArtifactError, ArtifactMismatch
+from data.storage import MANIFEST, directory_hashes, published_directory, read_manifest, write_json
+from data.vocabulary import FILE_NAME as VOCABULARY
+from data.vocabulary import Vocabulary
+from modeling.build import build_retriever
+from modeling.retriever import Retriever
+from modeling.settings import ModelSettings
+
+KIND = "artifact"
+FORMAT_VERSION = 1
+WEIGHTS = "model.safetensors"
+SETTINGS = "settings.json"
+
+
+def save_artifact(
+    directory: str | Path,
+    weights: Mapping[str, torch.Tensor],
+    settings: ModelSettings,
+    dataset: PreparedDataset,
+    *,
+    facts: Mapping[str, Any] | None = None,
+    replace: bool = False,
+) -> "Artifact":
+    """Write an artifact, whole or not at all.
+
+    Args:
+        weights: the state of a `Retriever` built from `settings`; stored in float32.
+        dataset: what the weights were trained on; its vocabulary and catalogue are copied.
+        facts: anything worth keeping beside the weights, such as metrics and the recipe.
+        replace: overwrite an artifact that is already there.
+    """
+    with published_directory(directory, replace=replace) as aside:
+        save_file({name: value.detach().float().contiguous().cpu() for name, value in weights.items()}, aside / WEIGHTS)
+        vocabulary = dataset.vocabulary()
+        content = {
+            "model": settings.model_dump(mode="json"),
+            "num_rows": vocabulary.num_rows,
+            "actions": dataset.manifest["actions"],
+        }
+        write_json(aside / SETTINGS, content)
+        shutil.copyfile(dataset.directory / VOCABULARY, aside / VOCABULARY)
+        shutil.copyfile(dataset.directory / CATALOGUE, aside / CATALOGUE)
+        hashes = directory_hashes(aside)
+        manifest = {
+            "kind": KIND,
+            "format_version": FORMAT_VERSION,
+            "files": hashes,
+            "content_hash": _content_hash(hashes),
+            "vocabulary_hash": vocabulary.content_hash,
+            "facts": dict(facts or {}),
+        }
+        write_json(aside / MANIFEST, manifest)
+    return Artifact.open(directory)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact whose files are what its manifest says."""
+
+    directory: Path
+    manifest: dict[str, Any]
+    settings: ModelSettings
+    num_rows: int
+    actions: list[str]  # names of the action codes 1, 2, ...
+
+    @classmethod
+    def open(cls, directory: str | Path) -> "Artifact":
+        """Open an artifact and verify the hash of every file.
+
+        Raises:
+            ArtifactError: unfinished, damaged, or written by another format version.
+        """
+        path = Path(directory)
+        manifest = read_manifest(path, KIND, FORMAT_VERSION, ArtifactError)
+        found = directory_hashes(path)
+        for name, expected in manifest["files"].items():
+            if found.get(name) != expected:
+                state = "is missing" if name not in found else "was changed after it was written"
+                raise ArtifactError(f"{path / name}: {state}; train again or restore the artifact")
+        content = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
+        try:
+            settings = ModelSettings.model_validate(content["model"])
+        except ValidationError as error:
+            raise ArtifactError(f"{path / SETTINGS}: not settings of this version of Farsight: {error}") from None
+        return cls(path, manifest, settings, int(content["num_rows"]), list(content["actions"]))
+
+    @property
+    def content_hash(self) -> str:
+        """Names the artifact: equal hashes mean equal weights, settings, vocabulary and catalogue."""
+        return str(self.manifest["content_hash"])
+
+    @property
+    def max_events(self) -> int:
+        """Events of a history that the model sees."""
+        return self.settings.max_events
+
+    def vocabulary(self) -> Vocabulary:
+        """The items, in row order."""
+        return Vocabulary.load(self.directory)
+
+    def catalogue(self) -> pa.Table:
+        """One row per item in row order, starting with row 1."""
+        return pq.read_table(self.directory / CATALOGUE)
+
+    def load_retriever(self, device: str | torch.device = "cpu") -> Retriever:
+        """The retriever with its weights, in evaluation mode; it answers but cannot train."""
+        retriever = build_retriever(self.settings, num_rows=self.num_rows, num_actions=len(self.actions))
+        retriever.load_state_dict(load_file(self.directory / WEIGHTS))
+        return retriever.to(device).eval()
+
+    def check_dataset(self, dataset: PreparedDataset) -> None:
+        """Refuse a dataset whose item rows are not those of the artifact.
+
+        Raises:
+            ArtifactMismatch: the vocabularies differ.
+        """
+        found, expected = dataset.manifest["vocabulary_hash"], self.manifest["vocabulary_hash"]
+        if found != expected:
+            raise ArtifactMismatch(
+                f"{dataset.directory}: vocabulary {found[:12]}, but {self.directory} was trained on {expected[:12]}; "
+                "use the dataset it was trained on, or train on this one"
+            )
+
+
+def _content_hash(hashes: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(dict(hashes), sort_keys=True).encode()).hexdigest()
