@@ -1,0 +1,23 @@
+"""How the roof starts the floors below: by import string, only when a command runs.
+
+So `farsight --help` loads neither torch nor ray, and this package depends on none of them.
+"""
+
+import importlib
+from typing import Any
+
+SIMULATE = "data.simulate:run"
+IMPORT = "data.importers:run"
+INGEST = "data.ingest:run"
+TRAIN = "trainer.train:run"
+EVALUATE = "trainer.evaluate:run"
+INDEX = "serve.release:run"
+SERVE = "serve.app:run"
+RETRIEVE = "serve.client:run"
+
+
+def start(entry: str, /, **arguments: Any) -> dict[str, Any]:
+    """Import `module:function` and call it; every entry point returns what `--json` prints."""
+    module, _, function = entry.partition(":")
+    result: dict[str, Any] = getattr(importlib.import_module(module), function)(**arguments)
+    return result

@@ -1,0 +1,57 @@
+"""Recipes by name: the ones shipped in `cluster/recipes/`, and any YAML file by its path."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.errors import RecipeError
+from data.settings import Recipe, load_recipe
+
+FOLDER = Path(__file__).parent / "recipes"
+# What a command reads when it is given no recipe: every setting at its default.
+DEFAULTS = "defaults"
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with Farsight: name -> file."""
+    return {file.stem: file for file in sorted(FOLDER.glob("*.yaml"))}
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe given as a path or as the name of a shipped one.
+
+    Raises:
+        RecipeError: neither a file nor a shipped name.
+    """
+    path = Path(name)
+    # A bare word is a name first: a folder `demo` in the working directory must not shadow the recipe.
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        return path
+    shipped = shipped_recipes()
+    if name not in shipped:
+        raise RecipeError(
+            f"{name}: no such recipe; give a path that ends in .yaml, or one of {', '.join(sorted(shipped))}"
+        )
+    return shipped[name]
+
+
+def read_recipe(name: str | None, overrides: Sequence[str] = ()) -> Recipe:
+    """Load a recipe by path or name with its overrides; no name means every default.
+
+    Raises:
+        RecipeError: see `find_recipe` and `data.settings.load_recipe`.
+    """
+    return load_recipe(find_recipe(name or DEFAULTS), overrides)
+
+
+def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Part `[RECIPE] [a.b=c ...]`, as typed on the command line, into the recipe and the overrides.
+
+    Raises:
+        RecipeError: a word after the first is not an override.
+    """
+    rest = list(words)
+    name = rest.pop(0) if rest and "=" not in rest[0] else None
+    for word in rest:
+        if "=" not in word:
+            raise RecipeError(f"{word!r}: expected an override such as train.epochs=3; only one recipe may be given")
+    return name, rest
