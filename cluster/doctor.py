@@ -165,7 +165,7 @@ def _accelerator() -> Check:
 def _processor() -> Check:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if cores < 2:
-        return Check("cores", "note", str(cores), "train.num_workers=1; with more, workers wait for each other")
+        return Check("cores", "note", str(cores), "set train.workers.num_workers=1: more would wait for each other")
     return Check("cores", "ok", str(cores))
 
 
