@@ -1,0 +1,1 @@
+"""Item vectors arranged for top-k search. The only place that imports faiss."""

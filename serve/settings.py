@@ -1,0 +1,125 @@
+"""Settings of the index and of the serving application; free of torch, ray and faiss."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from data.settings import Settings
+
+
+class FlatSettings(Settings):
+    """Exact search: every query is compared with every item."""
+
+    kind: Literal["flat"] = "flat"
+
+
+class IvfSettings(Settings):
+    """Approximate search: items are grouped around centroids, and a query looks into the nearest groups."""
+
+    kind: Literal["ivf"] = "ivf"
+    num_lists: int | None = Field(
+        None, ge=1, description="number of groups; None takes about 4 sqrt(items), at least 39 items per group"
+    )
+    num_probes: int = Field(
+        32, ge=1, description="groups a query looks into; at most all of them, which makes the search exact"
+    )
+
+
+IndexKind = Annotated[FlatSettings | IvfSettings, Field(discriminator="kind")]
+
+
+class IndexSettings(Settings):
+    """How a release's index is built and checked."""
+
+    search: IndexKind = Field(default_factory=FlatSettings, description="how the index searches")
+    recall_k: int = Field(100, ge=1, description="items per query at which recall against exact search is measured")
+    num_recall_queries: int = Field(256, ge=1, description="queries on which recall is measured")
+    min_recall: float = Field(0.9, ge=0, le=1, description="share of the exact top-k below which a build is refused")
+    chunk_rows: int = Field(65_536, ge=1, description="item rows that go through the model at a time")
+    threads: int = Field(1, ge=1, description="threads that build the index")
+
+
+class Limits(Settings):
+    """What one request may ask for; past a limit the answer is 422 (413 for the body)."""
+
+    max_body_bytes: int = Field(1_048_576, ge=1, description="bytes of a request's body")
+    max_history_events: int = Field(5_000, ge=1, description="events of a request's history")
+    max_k: int = Field(1_000, ge=1, description="items of an answer")
+    max_excluded_items: int = Field(1_000, ge=0, description="items that a request may exclude by id")
+    max_deadline_ms: int = Field(10_000, ge=1, description="milliseconds that a request may wait")
+
+
+class Batching(Settings):
+    """How concurrent requests share one forward pass."""
+
+    max_batch_size: int = Field(32, ge=1, description="requests of one forward pass")
+    wait_seconds: float = Field(0.002, ge=0, description="seconds that a request waits for others to join it")
+
+
+class Replicas(Settings):
+    """Replicas of the retriever, each with the whole release in memory."""
+
+    min_replicas: int = Field(1, ge=1, description="replicas that always run")
+    max_replicas: int = Field(1, ge=1, description="replicas at most; above the minimum, Serve scales by load")
+    target_ongoing_requests: float = Field(16, gt=0, description="requests per replica that scaling aims at")
+    upscale_delay_s: float = Field(10, ge=0, description="seconds of load before replicas are added")
+    downscale_delay_s: float = Field(300, ge=0, description="seconds of idleness before replicas are removed")
+    num_cpus: float = Field(1, ge=0, description="logical CPUs that Ray reserves per replica")
+    num_gpus: float = Field(0, ge=0, description="GPUs per replica; above 0 the model runs on CUDA")
+    torch_threads: int = Field(1, ge=1, description="threads of the model, and as many of the index, per replica")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Replicas":
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
+        return self
+
+
+class Queueing(Settings):
+    """How many requests wait where; past the queue a request is answered 503 at once."""
+
+    max_ongoing_requests: int = Field(
+        128, ge=1, description="requests in flight per retriever replica; at least two full batches"
+    )
+    max_queued_requests: int = Field(
+        256, ge=1, description="requests that the gateway holds back while all replicas are full"
+    )
+    retry_after_seconds: int = Field(1, ge=1, description="seconds in the Retry-After header of a 503")
+
+
+class GatewaySettings(Settings):
+    """The HTTP ingress: checks requests, keeps deadlines, forms answers."""
+
+    num_replicas: int = Field(1, ge=1, description="gateway replicas")
+    num_cpus: float = Field(0.5, ge=0, description="logical CPUs that Ray reserves per gateway replica")
+
+
+class ServeSettings(Settings):
+    """The serving application. `host`, `port` and `route_prefix` belong to Serve itself: a Serve config
+    file states them in its own fields.
+    """
+
+    host: str = Field("127.0.0.1", description="address that the HTTP proxy listens on; loopback unless stated")
+    port: int = Field(8000, ge=1, le=65_535, description="TCP port of the HTTP proxy")
+    route_prefix: str = Field("/", pattern=r"^/", description="path under which the application answers")
+    deadline_ms: int = Field(2_000, ge=1, description="milliseconds that a request waits if it states no deadline")
+    limits: Limits = Field(default_factory=Limits, description="limits of a request")
+    batching: Batching = Field(default_factory=Batching, description="micro-batches")
+    queueing: Queueing = Field(default_factory=Queueing, description="bounded queues")
+    replicas: Replicas = Field(default_factory=Replicas, description="retriever replicas and their scaling")
+    gateway: GatewaySettings = Field(default_factory=GatewaySettings, description="HTTP ingress")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ServeSettings":
+        # One batch runs while the next one fills; with fewer requests in flight batches never fill.
+        needed = 2 * self.batching.max_batch_size
+        if self.queueing.max_ongoing_requests < needed:
+            raise ValueError(
+                f"queueing.max_ongoing_requests {self.queueing.max_ongoing_requests} is below {needed}, two batches "
+                f"of batching.max_batch_size {self.batching.max_batch_size}"
+            )
+        if self.deadline_ms > self.limits.max_deadline_ms:
+            raise ValueError(
+                f"deadline_ms {self.deadline_ms} is above limits.max_deadline_ms {self.limits.max_deadline_ms}"
+            )
+        return self

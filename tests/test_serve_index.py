@@ -1,0 +1,179 @@
+"""Indexes against an exact oracle, and what a damaged index file does."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.errors import ArtifactError, RecipeError
+from serve.index.contract import Hits, ordered_hits
+from serve.index.on_faiss import build_index, default_num_lists
+from serve.index.store import FILE_NAME, measured_recall, open_index, write_index_directory
+from serve.settings import FlatSettings, IndexSettings, IvfSettings
+
+Vectors = npt.NDArray[np.float32]
+
+
+def oracle(item_VD: Vectors, query_QD: Vectors, k: int) -> Hits:
+    """Exact top-k by torch: a stable sort keeps the smaller row first among equal scores."""
+    score_QV = torch.from_numpy(query_QD) @ torch.from_numpy(item_VD).T
+    ordered = torch.sort(score_QV, dim=1, descending=True, stable=True)
+    return Hits(ordered.indices[:, :k].numpy() + 1, ordered.values[:, :k].numpy())
+
+
+def whole_vectors(seed: int, count: int, width: int) -> Vectors:
+    """Vectors of small whole numbers: sums are exact in float32, and ties are many."""
+    return np.random.default_rng(seed).integers(-2, 3, (count, width)).astype(np.float32)
+
+
+def assert_same(found: Hits, expected: Hits) -> None:
+    np.testing.assert_array_equal(found.rows_QK, expected.rows_QK)
+    np.testing.assert_array_equal(found.scores_QK, expected.scores_QK)
+
+
+shapes = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 10**6),
+        "num_items": st.integers(1, 300),
+        "num_queries": st.integers(1, 30),
+        "width": st.integers(1, 5),
+        "k": st.integers(1, 320),
+    }
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=shapes)
+def test_flat_equals_the_exact_oracle_also_among_ties(shape: dict[str, int]) -> None:
+    item_VD = whole_vectors(shape["seed"], shape["num_items"], shape["width"])
+    query_QD = whole_vectors(shape["seed"] + 1, shape["num_queries"], shape["width"])
+    found = build_index(item_VD, FlatSettings()).search(query_QD, shape["k"])
+    assert_same(found, oracle(item_VD, query_QD, shape["k"]))
+
+
+@settings(max_examples=20, deadline=None)
+@given(shape=shapes, num_lists=st.integers(1, 20))
+def test_ivf_that_probes_every_list_equals_flat(shape: dict[str, int], num_lists: int) -> None:
+    num_lists = min(num_lists, shape["num_items"])
+    item_VD = whole_vectors(shape["seed"], shape["num_items"], shape["width"])
+    query_QD = whole_vectors(shape["seed"] + 1, shape["num_queries"], shape["width"])
+    ivf = build_index(item_VD, IvfSettings(num_lists=num_lists, num_probes=num_lists))
+    assert_same(ivf.search(query_QD, shape["k"]), oracle(item_VD, query_QD, shape["k"]))
+
+
+@settings(max_examples=20, deadline=None)
+@given(shape=shapes)
+def test_ivf_with_one_probe_still_gives_every_query_all_its_items(shape: dict[str, int]) -> None:
+    item_VD = whole_vectors(shape["seed"], shape["num_items"], shape["width"])
+    query_QD = whole_vectors(shape["seed"] + 1, shape["num_queries"], shape["width"])
+    index = build_index(item_VD, IvfSettings(num_lists=min(8, shape["num_items"]), num_probes=1))
+    hits = index.search(query_QD, shape["k"])
+    assert hits.rows_QK.shape[1] == min(shape["k"], shape["num_items"])
+    assert (hits.rows_QK > 0).all()
+    assert all(len(set(row)) == len(row) for row in hits.rows_QK.tolist())
+
+
+def test_a_query_of_nan_finds_nothing_and_does_not_disturb_the_others() -> None:
+    item_VD = whole_vectors(0, 100, 4)
+    query_QD = whole_vectors(1, 3, 4)
+    query_QD[1] = np.nan
+    for kind in (FlatSettings(), IvfSettings(num_lists=8, num_probes=2)):
+        hits = build_index(item_VD, kind).search(query_QD, 5)
+        assert not np.isfinite(hits.scores_QK[1]).any()
+        assert (hits.rows_QK[[0, 2]] > 0).all()
+
+
+def test_missing_candidates_come_last_whatever_their_score() -> None:
+    hits = ordered_hits(np.array([[0, 5, 3, 0]]), np.array([[9.0, 1.0, 1.0, np.nan]], np.float32), 3)
+    assert hits.rows_QK.tolist() == [[3, 5, 0]]
+    assert hits.scores_QK.tolist() == [[1.0, 1.0, -np.inf]]
+
+
+def test_a_saved_index_searches_as_before(tmp_path: Path) -> None:
+    item_VD = np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32)
+    query_QD = np.random.default_rng(1).normal(size=(20, 8)).astype(np.float32)
+    for name, kind in {"flat": FlatSettings(), "ivf": IvfSettings(num_lists=10, num_probes=3)}.items():
+        (tmp_path / name).mkdir()
+        write_index_directory(
+            tmp_path / name,
+            item_VD,
+            query_QD,
+            query_source="histories",
+            artifact_hash="a",
+            settings=IndexSettings(search=kind, min_recall=0),
+        )
+        loaded, manifest = open_index(tmp_path / name)
+        assert_same(loaded.search(query_QD, 10), build_index(item_VD, kind).search(query_QD, 10))
+        assert manifest["artifact_hash"] == "a"
+        assert manifest["counts"]["items"] == loaded.num_items == 500
+        assert manifest["counts"]["width"] == loaded.width == 8
+        assert manifest["recall"]["query_source"] == "histories"
+
+
+def test_a_flipped_byte_is_refused_before_faiss_reads_it(tmp_path: Path) -> None:
+    write_index_directory(
+        tmp_path,
+        whole_vectors(0, 50, 4),
+        whole_vectors(1, 5, 4),
+        query_source="items",
+        artifact_hash="a",
+        settings=IndexSettings(),
+    )
+    path = tmp_path / FILE_NAME
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1  # FAISS would not even know the format
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"found SHA-256 .* build the index again"):
+        open_index(tmp_path)
+    path.unlink()
+    with pytest.raises(ArtifactError, match="no such file"):
+        open_index(tmp_path)
+
+
+def test_recall_is_the_share_of_the_exact_answer() -> None:
+    item_VD = np.random.default_rng(0).normal(size=(2_000, 16)).astype(np.float32)
+    query_QD = np.random.default_rng(1).normal(size=(50, 16)).astype(np.float32)
+    assert measured_recall(build_index(item_VD, FlatSettings()), item_VD, query_QD, 10) == 1.0
+    poor = build_index(item_VD, IvfSettings(num_lists=40, num_probes=1))
+    by_hand = np.mean(
+        [
+            len(set(found) & set(exact)) / 10
+            for found, exact in zip(
+                poor.search(query_QD, 10).rows_QK.tolist(), oracle(item_VD, query_QD, 10).rows_QK.tolist(), strict=True
+            )
+        ]
+    )
+    assert measured_recall(poor, item_VD, query_QD, 10) == pytest.approx(by_hand)
+    assert by_hand < 0.9
+
+
+def test_a_recall_below_the_floor_is_refused(tmp_path: Path) -> None:
+    item_VD = np.random.default_rng(0).normal(size=(2_000, 16)).astype(np.float32)
+    query_QD = np.random.default_rng(1).normal(size=(50, 16)).astype(np.float32)
+    poor = IndexSettings(search=IvfSettings(num_lists=40, num_probes=1), min_recall=0.95)
+    with pytest.raises(ArtifactError, match=r"recall@100 .* at least index.min_recall=0.95; raise index.search.num_pr"):
+        write_index_directory(tmp_path, item_VD, query_QD, query_source="items", artifact_hash="a", settings=poor)
+    with pytest.raises(ArtifactError, match="no queries to measure recall with"):
+        measured_recall(build_index(item_VD, FlatSettings()), item_VD, query_QD[:0], 10)
+
+
+def test_vectors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    item_VD = whole_vectors(0, 50, 4)
+    item_VD[7, 2] = np.inf
+    with pytest.raises(ArtifactError, match="1 of 50 item vectors hold NaN or infinity"):
+        write_index_directory(
+            tmp_path, item_VD, item_VD[:5], query_source="items", artifact_hash="a", settings=IndexSettings()
+        )
+
+
+def test_more_lists_than_items_are_refused() -> None:
+    with pytest.raises(RecipeError, match="found 9 with 8 items"):
+        build_index(whole_vectors(0, 8, 4), IvfSettings(num_lists=9))
+
+
+def test_lists_by_default_have_enough_items_to_be_trained() -> None:
+    assert [default_num_lists(n) for n in (1, 38, 390, 100_000, 1_000_000)] == [1, 1, 10, 1265, 4000]
