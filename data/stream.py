@@ -1,0 +1,68 @@
+"""The training stream: prepared histories through Ray Data to batches on a worker."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+import pyarrow.compute as pc
+import ray.data
+import torch
+
+from data.batch import Batch, collate
+from data.dataset import PreparedDataset
+from data.encode import encode_windows
+from data.windows import WINDOW_COLUMNS, WindowRule, cut_windows, length_buckets
+
+
+def window_dataset(dataset: PreparedDataset, *, max_events: int, rule: WindowRule) -> ray.data.Dataset:
+    """Training windows of all users as a Ray dataset, cut while streaming.
+
+    Needs a Ray session. Users were dealt to shards by hash at ingest, so the order of the shards
+    carries no meaning.
+    """
+    histories = ray.data.read_parquet([str(shard) for shard in dataset.shards])
+    cut: Any = functools.partial(cut_windows, max_events=max_events, rule=rule)
+    return histories.select_columns([*WINDOW_COLUMNS, "num_train"]).map_batches(cut, batch_format="pyarrow")
+
+
+def count_targets(dataset: PreparedDataset, *, max_events: int, rule: WindowRule) -> int:
+    """Targets of one epoch over `window_dataset`, from the counts alone."""
+    total = 0
+    for table in dataset.history_tables(["num_train"]):
+        targets = pc.max_element_wise(pc.subtract(table.column("num_train"), 1), 0)
+        if rule == "last":
+            targets = pc.min_element_wise(targets, max_events)
+        total += int(pc.sum(targets).as_py() or 0)
+    return total
+
+
+def training_batches(
+    shard: Any,
+    *,
+    events_per_batch: int,
+    windows_per_buffer: int,
+    seed: int,
+    epoch: int,
+    rank: int,
+    device: torch.device,
+) -> Iterator[Batch]:
+    """One epoch of batches of similar length, in an order fixed by (seed, epoch, rank) and the stream.
+
+    Args:
+        shard: this rank's part of `window_dataset`, from `ray.train.get_dataset_shard`.
+        events_per_batch: padded events per batch.
+        windows_per_buffer: windows that are shuffled and bucketed together.
+    """
+    random = np.random.default_rng([seed, epoch, rank])
+    buffers = shard.iter_batches(batch_size=windows_per_buffer, batch_format="pyarrow", prefetch_batches=1)
+    for windows in buffers:
+        encoded = encode_windows(windows)
+        for rows in length_buckets(encoded.lengths_B, events_per_batch=events_per_batch, random=random):
+            batch = collate(encoded, rows)
+            yield batch if device.type == "cpu" else _moved(batch, device)
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    tensors = cast(dict[str, torch.Tensor], batch)
+    return cast(Batch, {name: value.pin_memory().to(device, non_blocking=True) for name, value in tensors.items()})

@@ -1,0 +1,98 @@
+"""The DeepSpeed engine: its configuration, its start, and plain weights out of it."""
+
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from modeling.retriever import Retriever
+from trainer.settings import EngineSettings, OptimizerSettings
+
+
+def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
+    """DeepSpeed's configuration; every value that matters is written out, because defaults moved between releases."""
+    return {
+        # Batches are cut by events, not rows; DeepSpeed only needs a number that is consistent.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": settings.gradient_accumulation,
+        "gradient_clipping": settings.gradient_clipping,
+        "zero_optimization": {"stage": settings.zero_stage},
+        "bf16": {"enabled": settings.precision == "bf16"},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31 - 1,
+        "wall_clock_breakdown": False,
+    }
+
+
+def learning_rate_factor(settings: OptimizerSettings, total_steps: int) -> Callable[[int], float]:
+    """Share of the peak learning rate at each optimiser step, as a pure function of the step.
+
+    Linear from 1/warmup_steps over the warm-up, then constant, or falling to `final_share` at
+    `total_steps` along a line or half a cosine.
+    """
+
+    def factor(step: int) -> float:
+        if step < settings.warmup_steps:
+            return (step + 1) / settings.warmup_steps
+        if settings.decay == "constant":
+            return 1.0
+        done = (step - settings.warmup_steps) / max(1, total_steps - settings.warmup_steps)
+        done = min(1.0, max(0.0, done))
+        left = 1 - done if settings.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+        return settings.final_share + (1 - settings.final_share) * left
+
+    return factor
+
+
+def start_engine(
+    retriever: Retriever, engine: EngineSettings, optimizer: OptimizerSettings, *, total_steps: int
+) -> Any:
+    """Hand the retriever to DeepSpeed; needs the process group that Ray Train has set up."""
+    deepspeed = _import_deepspeed(compiled_ops=engine.compiled_ops)
+    adam = torch.optim.AdamW(
+        retriever.parameters(),
+        lr=optimizer.learning_rate,
+        betas=(optimizer.beta1, optimizer.beta2),
+        weight_decay=optimizer.weight_decay,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, learning_rate_factor(optimizer, total_steps))
+    started, _, _, _ = deepspeed.initialize(
+        model=retriever, optimizer=adam, lr_scheduler=schedule, config=deepspeed_config(engine)
+    )
+    return started
+
+
+def _import_deepspeed(*, compiled_ops: bool) -> Any:
+    """DeepSpeed, told before its import which accelerator there is: it reads the environment then."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed  # after the environment is set
+    from deepspeed.ops import __compatible_ops__
+
+    if not compiled_ops:
+        # Otherwise the first start compiles for a minute, and a killed build blocks all later ones.
+        __compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.setLevel("WARNING")
+    return deepspeed
+
+
+def plain_weights(engine: Any) -> dict[str, torch.Tensor]:
+    """The retriever's whole weights on every rank, as fp32 CPU copies. A collective under ZeRO-3.
+
+    What is evaluated and exported is this copy, so both see the same numbers under every stage.
+    """
+    module = engine.module
+    if engine.zero_optimization_stage() < 3:
+        return {name: value.detach().float().cpu().clone() for name, value in module.state_dict().items()}
+    deepspeed = _import_deepspeed(compiled_ops=True)
+    parameters = dict(module.named_parameters())
+    with deepspeed.zero.GatheredParameters(list(parameters.values())):
+        return {name: value.detach().float().cpu().clone() for name, value in parameters.items()}
+
+
+def gradient_norm(engine: Any) -> float | None:
+    """Global gradient norm of the last optimiser step, before clipping; None where DeepSpeed keeps none."""
+    norm = engine.get_global_grad_norm()
+    return None if norm is None else float(norm)

@@ -1,0 +1,202 @@
+"""What every worker does: set up, resume, then epoch after epoch train, validate and save."""
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray.train
+import torch
+
+from data.batch import Batch
+from data.dataset import PreparedDataset
+from data.stream import training_batches
+from modeling.build import build_retriever
+from modeling.settings import ModelSettings
+from trainer.checkpoints import METRIC, LoopState, report_checkpoint, resume
+from trainer.engine import gradient_norm, plain_weights, start_engine
+from trainer.evaluation import RetrieverScorer, evaluate_cases, split_cases
+from trainer.ranks import Ranks
+from trainer.settings import EvaluateSettings, TrainSettings
+from trainer.step import train_step
+from trainer.telemetry import StepWindow, Telemetry
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Worker:
+    """One rank of a run and what it holds."""
+
+    train: TrainSettings
+    model: ModelSettings
+    evaluate: EvaluateSettings
+    dataset: PreparedDataset
+    ranks: Ranks
+    engine: Any
+    generator: torch.Generator
+    state: LoopState
+    telemetry: Telemetry | None  # on rank 0
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """The function that Ray Train runs on every worker.
+
+    Args:
+        config: `train`, `model`, `evaluate` settings as plain mappings, `run_id` and `total_targets`
+            (targets per epoch over all workers).
+    """
+    worker = _set_up(config)
+    try:
+        while worker.state.epoch < worker.train.epochs:
+            began = time.perf_counter()
+            _train_epoch(worker)
+            worker.state.epoch += 1
+            worker.state.seconds = worker.ranks.first(worker.state.seconds + time.perf_counter() - began)
+            last = worker.state.epoch == worker.train.epochs or _out_of_time(worker)
+            if last or worker.state.epoch % worker.train.evaluate_every_epochs == 0:
+                began = time.perf_counter()
+                _validate_and_save(worker)
+                worker.state.seconds = worker.ranks.first(worker.state.seconds + time.perf_counter() - began)
+            if last or _out_of_patience(worker):
+                break
+    finally:
+        if worker.telemetry is not None:
+            worker.telemetry.close()
+        worker.ranks.close()
+
+
+def _set_up(config: dict[str, Any]) -> Worker:
+    train = TrainSettings.model_validate(config["train"])
+    model = ModelSettings.model_validate(config["model"])
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    threads = train.workers.threads_per_worker
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    dataset = PreparedDataset.open(train.dataset)
+    torch.manual_seed(train.seed)  # the same first weights on every rank
+    retriever = build_retriever(
+        model,
+        num_rows=dataset.vocabulary().num_rows,
+        num_actions=dataset.num_actions,
+        train_counts=dataset.train_counts(),
+    )
+    batches_per_epoch = config["total_targets"] / (train.events_per_batch * world)
+    total_steps = int(train.epochs * batches_per_epoch / train.engine.gradient_accumulation)
+    engine = start_engine(retriever, train.engine, train.optimizer, total_steps=total_steps)
+    ranks = Ranks(rank, world)
+    state = resume(engine, ranks)
+    telemetry = None
+    if rank == 0:
+        telemetry = Telemetry(
+            train.run_dir, config["run_id"], train.tracking, resumed_at=state.step, recipe=config["recipe"]
+        )
+        logger.info("training from epoch %d, step %d, on %d workers", state.epoch, state.step, world)
+    evaluate = EvaluateSettings.model_validate(config["evaluate"])
+    return Worker(train, model, evaluate, dataset, ranks, engine, torch.Generator(), state, telemetry)
+
+
+def _train_epoch(worker: Worker) -> None:
+    train, state = worker.train, worker.state
+    # Negatives and dropout are a function of (seed, epoch, rank), so a resumed epoch draws the same.
+    draws = np.random.SeedSequence([train.seed, state.epoch, worker.ranks.rank]).generate_state(2)
+    worker.generator.manual_seed(int(draws[0]))
+    torch.manual_seed(int(draws[1]))
+    worker.engine.train()
+    window = StepWindow()
+    for batch, waited_seconds in _agreed(_epoch_batches(worker), worker.ranks):
+        where = f"epoch {state.epoch}, batch {state.step}"
+        figures = train_step(worker.engine, batch, generator=worker.generator, ranks=worker.ranks, where=where)
+        state.step += 1
+        window.add(
+            loss=figures["loss"],
+            num_targets=figures["num_targets"],
+            num_events=int(batch["lengths_B"].sum()),
+            num_padded=batch["items_BL"].numel(),
+            waited_seconds=waited_seconds,
+        )
+        if worker.telemetry is not None and state.step % train.tracking.every_steps == 0:
+            worker.telemetry.write(
+                "step",
+                state.step,
+                epoch=state.epoch,
+                learning_rate=worker.engine.get_lr()[0],
+                gradient_norm=gradient_norm(worker.engine),
+                **window.figures(worker.ranks.world),
+            )
+
+
+def _epoch_batches(worker: Worker) -> Iterator[Batch]:
+    return training_batches(
+        ray.train.get_dataset_shard("train"),
+        events_per_batch=worker.train.events_per_batch,
+        windows_per_buffer=worker.train.windows_per_buffer,
+        seed=worker.train.seed,
+        epoch=worker.state.epoch,
+        rank=worker.ranks.rank,
+        device=worker.engine.device,
+    )
+
+
+def _agreed(batches: Iterator[Batch], ranks: Ranks) -> Iterator[tuple[Batch, float]]:
+    """Batches and the seconds waited for each, until the first rank has none left.
+
+    Ranks cut their windows into unequal numbers of batches, and a step is a collective; the few
+    batches left on the others come in another composition next epoch.
+    """
+    while True:
+        began = time.perf_counter()
+        batch = next(batches, None)
+        waited_seconds = time.perf_counter() - began
+        if not ranks.all(batch is not None) or batch is None:
+            return
+        yield batch, waited_seconds
+
+
+def _validate_and_save(worker: Worker) -> None:
+    state, ranks = worker.state, worker.ranks
+    began = time.perf_counter()
+    weights = plain_weights(worker.engine)
+    vocabulary_rows = worker.engine.module.items.num_embeddings
+    retriever = build_retriever(worker.model, num_rows=vocabulary_rows, num_actions=worker.dataset.num_actions)
+    retriever.load_state_dict(weights)
+    totals = evaluate_cases(
+        RetrieverScorer(retriever.to(worker.engine.device).eval(), max_events=worker.model.max_events),
+        split_cases(
+            worker.dataset,
+            "validation",
+            users_per_batch=worker.evaluate.users_per_batch,
+            rank=ranks.rank,
+            world=ranks.world,
+        ),
+        num_rows=vocabulary_rows,
+        ks=(10,),
+        remove_seen=worker.evaluate.seen == "removed",
+    )
+    metrics = totals.over_ranks(ranks).means()
+    better = metrics[METRIC] > state.best
+    state.validations_since_best = 0 if better else state.validations_since_best + 1
+    state.best = max(state.best, metrics[METRIC])
+    if worker.telemetry is not None:
+        seconds = time.perf_counter() - began
+        worker.telemetry.write(
+            "validation", state.step, epoch=state.epoch, seconds=seconds, train_seconds=state.seconds, **metrics
+        )
+    report_checkpoint(worker.engine, weights, state, ranks, metrics)
+
+
+def _out_of_time(worker: Worker) -> bool:
+    """Whether another epoch like the last ones would pass the time limit; rank 0's clock decides."""
+    limit = worker.train.max_minutes
+    if limit is None:
+        return False
+    per_epoch = worker.state.seconds / worker.state.epoch
+    return worker.ranks.first(worker.state.seconds + per_epoch) > limit * 60
+
+
+def _out_of_patience(worker: Worker) -> bool:
+    patience = worker.train.patience
+    return patience is not None and worker.state.validations_since_best >= patience

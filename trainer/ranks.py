@@ -1,0 +1,42 @@
+"""What the ranks of a run tell each other besides gradients."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Ranks:
+    """Small agreements between ranks, on the CPU over gloo, so that no GPU waits for them.
+
+    Every method is a collective: all ranks call it equally often.
+    """
+
+    def __init__(self, rank: int, world: int) -> None:
+        self.rank = rank
+        self.world = world
+        self._group = dist.new_group(backend="gloo") if world > 1 else None
+
+    def all(self, flag: bool) -> bool:
+        """Whether the flag is true on every rank."""
+        if self._group is None:
+            return flag
+        value = torch.tensor(int(flag))
+        dist.all_reduce(value, op=dist.ReduceOp.MIN, group=self._group)
+        return bool(value)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Element-wise sum over the ranks, of a CPU tensor."""
+        total = values.clone()
+        if self._group is not None:
+            dist.all_reduce(total, group=self._group)
+        return total
+
+    def first(self, value: float) -> float:
+        """Rank 0's value, on every rank."""
+        return float(self.sum(torch.tensor(value if self.rank == 0 else 0.0, dtype=torch.float64)))
+
+    def close(self) -> None:
+        """Leave the group."""
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+            self._group = None

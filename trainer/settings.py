@@ -1,0 +1,95 @@
+"""Settings of training and evaluation: the `train` and `evaluate` sections of a recipe."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from data.settings import Settings
+from data.windows import WindowRule
+
+
+class OptimizerSettings(Settings):
+    """AdamW with warm-up and decay."""
+
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
+    beta2: float = Field(0.98, ge=0, lt=1, description="decay of the second moment")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
+    warmup_steps: int = Field(100, ge=0, description="optimiser steps of linear warm-up")
+    decay: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="course of the learning rate after warm-up, over all epochs"
+    )
+    final_share: float = Field(0.1, ge=0, le=1, description="learning rate at the end, as a share of the peak")
+
+
+class EngineSettings(Settings):
+    """What DeepSpeed is asked to do."""
+
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        0, description="what is split over workers: 0 nothing, 1 optimiser, 2 and gradients, 3 and weights"
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="number format of weights and activations")
+    gradient_clipping: float = Field(1.0, ge=0, description="largest global gradient norm; 0 for no clipping")
+    gradient_accumulation: int = Field(1, ge=1, description="batches per optimiser step and worker")
+    compiled_ops: bool = Field(
+        False, description="let DeepSpeed compile its shared-memory collectives on CPUs; takes a minute and a compiler"
+    )
+
+
+class WorkerSettings(Settings):
+    """Ray Train workers and what each may use."""
+
+    num_workers: int = Field(1, ge=1, description="workers, one process each")
+    use_gpu: bool = Field(False, description="one GPU per worker, NCCL between them; otherwise CPUs and gloo")
+    cpus_per_worker: float = Field(1, gt=0, description="logical CPUs that Ray reserves per worker")
+    threads_per_worker: int | None = Field(
+        None, ge=1, description="torch threads per worker; None shares the machine's cores between its workers"
+    )
+    max_failures: int = Field(2, ge=0, description="restarts from the last checkpoint after a worker died")
+
+
+class TrackingSettings(Settings):
+    """Where the figures of a run go, besides `metrics.jsonl`."""
+
+    wandb: Literal["offline", "online", "disabled"] = Field("offline", description="W&B mode; offline needs no account")
+    project: str = Field("farsight", description="W&B project")
+    every_steps: int = Field(20, ge=1, description="optimiser steps between two rows of figures")
+
+
+class TrainSettings(Settings):
+    """The `train` section."""
+
+    dataset: str = Field(description="prepared dataset to train on")
+    run_dir: str = Field(description="directory of the run: figures, checkpoints, artifact; shared by all nodes")
+    epochs: int = Field(10, ge=1, description="passes over the training windows at most")
+    max_minutes: float | None = Field(
+        None, gt=0, description="minutes of training after which no epoch begins; the artifact is still written"
+    )
+    seed: int = Field(0, ge=0, description="seed of weights, order, negatives and dropout")
+    windows: WindowRule = Field("all", description="all: every training event is a target; last: newest window only")
+    events_per_batch: int = Field(16_384, ge=1, description="events per batch and worker, padding included")
+    windows_per_buffer: int = Field(16_384, ge=1, description="windows shuffled and bucketed by length together")
+    evaluate_every_epochs: int = Field(1, ge=1, description="epochs between two validations, each with a checkpoint")
+    patience: int | None = Field(None, ge=1, description="validations without a better NDCG@10 before stopping early")
+    max_validation_users: int | None = Field(None, ge=1, description="users validated during training; None for all")
+    checkpoints_kept: int = Field(2, ge=1, description="best checkpoints kept; the newest is kept besides")
+    optimizer: OptimizerSettings = Field(OptimizerSettings(), description="optimiser and schedule")
+    engine: EngineSettings = Field(EngineSettings(), description="DeepSpeed")
+    workers: WorkerSettings = Field(WorkerSettings(), description="Ray Train workers")
+    tracking: TrackingSettings = Field(TrackingSettings(), description="W&B and logging")
+
+
+class EvaluateSettings(Settings):
+    """The `evaluate` section."""
+
+    ks: tuple[int, ...] = Field((10, 50, 200), description="cut-offs of the metrics")
+    seen: Literal["removed", "kept"] = Field(
+        "removed", description="removed: items of the history are not recommended, a repeated target is a miss"
+    )
+    users_per_batch: int = Field(256, ge=1, description="users scored against the whole catalogue at a time")
+
+    @model_validator(mode="after")
+    def _cut_offs(self) -> "EvaluateSettings":
+        if not self.ks or min(self.ks) < 1:
+            raise ValueError(f"ks {self.ks}: expected one or more cut-offs of at least 1")
+        return self

@@ -1,0 +1,42 @@
+"""One training step: the page to read first."""
+
+import math
+from typing import Any, TypedDict
+
+import torch
+
+from data.batch import Batch
+from data.errors import NonFiniteLoss
+from trainer.ranks import Ranks
+
+
+class StepFigures(TypedDict):
+    """What one step reports; plain numbers."""
+
+    loss: float  # of this rank
+    num_targets: int  # of this rank
+
+
+def train_step(engine: Any, batch: Batch, *, generator: torch.Generator, ranks: Ranks, where: str) -> StepFigures:
+    """Forward, backward, and an optimiser step whenever the accumulated batches are complete.
+
+    Args:
+        engine: the DeepSpeed engine; its module is a `modeling.retriever.Retriever`.
+        where: epoch and batch, for the message of an error.
+
+    Raises:
+        NonFiniteLoss: on every rank, before any weight changes, if the loss of any rank is NaN or
+            infinite.
+    """
+    losses = engine(batch, generator=generator)
+    loss = losses["loss"].item()
+    if not ranks.all(math.isfinite(loss)):
+        users = batch["users_B"][:5].tolist()
+        raise NonFiniteLoss(
+            f"{where}, rank {ranks.rank}: loss {loss}; its batch holds {len(batch['users_B'])} windows, of the users "
+            f"with user_key {users} and others. Some rank's loss is not finite, so no weight was changed; lower "
+            "train.optimizer.learning_rate or look at these histories"
+        )
+    engine.backward(losses["loss"])
+    engine.step()
+    return StepFigures(loss=loss, num_targets=int(losses["num_targets"]))

@@ -1,0 +1,196 @@
+"""`farsight train`: from a prepared dataset to an artifact, on Ray Train."""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from data.dataset import PreparedDataset
+from data.errors import DatasetError, FarsightError, MachineError, RecipeError, TrainingError
+from data.session import connect
+from data.settings import Recipe, read_section
+from data.storage import write_json
+from data.stream import count_targets, window_dataset
+from modeling.artifact import Artifact, save_artifact
+from modeling.settings import ModelSettings
+from trainer.checkpoints import METRIC, checkpoint_weights
+from trainer.curves import draw_curve
+from trainer.loop import train_worker
+from trainer.progress import progress_bar
+from trainer.settings import EvaluateSettings, TrainSettings, WorkerSettings
+
+ARTIFACT = "artifact"
+RUN_FILE = "run.json"
+# Logical CPUs that Ray Data needs beside the workers; with none the first batch never comes.
+DATA_CPUS = 1
+
+
+def run(recipe: Recipe) -> dict[str, Any]:
+    """Train, or resume an interrupted run of the same recipe, and write its artifact.
+
+    Returns:
+        artifact directory and hash, best validation metrics, epochs and seconds.
+
+    Raises:
+        RecipeError: the run directory belongs to a run with other settings.
+        DatasetError: the dataset lacks what the recipe needs.
+        MachineError: fewer CPUs or GPUs than the workers need.
+        TrainingError: training failed and its restarts are used up.
+    """
+    train = read_section(recipe, "train", TrainSettings)
+    model = read_section(recipe, "model", ModelSettings)
+    evaluate = read_section(recipe, "evaluate", EvaluateSettings)
+    dataset = PreparedDataset.open(train.dataset)
+    if model.needs_times and not dataset.has_times:
+        raise DatasetError(
+            f"{train.dataset}: its log had no times, and model.encoder.time_bias needs them; "
+            "set model.encoder.time_bias=false or ingest a log with times"
+        )
+    run_dir = Path(train.run_dir).resolve()
+    config = {
+        "train": {
+            **train.model_dump(mode="json"),
+            "run_dir": str(run_dir),
+            "dataset": str(dataset.directory.resolve()),
+        },
+        "model": model.model_dump(mode="json"),
+        "evaluate": evaluate.model_dump(mode="json"),
+    }
+    run_id = _claim(run_dir, {**config, "dataset_hash": _dataset_hash(dataset)})
+    total_targets = count_targets(dataset, max_events=model.max_events, rule=train.windows)
+    if not total_targets:
+        raise DatasetError(f"{train.dataset}: no user has two training events, so there is nothing to learn from")
+    connect()
+    check_resources(train.workers)
+    began = time.perf_counter()
+    batches = int(total_targets * train.epochs / (train.events_per_batch * train.workers.num_workers))
+    with progress_bar(str(run_dir), total_batches=batches):
+        result = _fit(
+            train, model, dataset, {**config, "run_id": run_id, "total_targets": total_targets, "recipe": config}
+        )
+    artifact, metrics = _export(result, run_dir, model, dataset, config)
+    draw_curve(run_dir)
+    return {
+        "artifact": str(artifact.directory),
+        "content_hash": artifact.content_hash,
+        "validation": metrics,
+        "seconds": round(time.perf_counter() - began, 1),
+        "curve": str(run_dir / "curve.png"),
+    }
+
+
+def check_resources(workers: WorkerSettings) -> None:
+    """Refuse a plan that Ray could never start, instead of waiting for ever.
+
+    Raises:
+        MachineError: naming what there is, what is needed, and what to change.
+    """
+    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+    need_cpus = workers.num_workers * workers.cpus_per_worker + DATA_CPUS
+    if have.get("CPU", 0) < need_cpus:
+        raise MachineError(
+            f"{workers.num_workers} workers of {workers.cpus_per_worker:g} CPUs and Ray Data need {need_cpus:g} "
+            f"logical CPUs, and Ray has {have.get('CPU', 0):g}; lower train.workers.num_workers or cpus_per_worker"
+        )
+    if workers.use_gpu and have.get("GPU", 0) < workers.num_workers:
+        raise MachineError(
+            f"{workers.num_workers} workers need a GPU each, and Ray has {have.get('GPU', 0):g}; lower "
+            "train.workers.num_workers or set train.workers.use_gpu=false"
+        )
+
+
+def _claim(run_dir: Path, identity: dict[str, Any]) -> str:
+    """Take the run directory for these settings; the same settings again mean a resumed run."""
+    # What may change between two attempts of one run without making it another run.
+    settled = json.loads(json.dumps(identity))
+    for name in ("workers", "tracking", "max_minutes", "checkpoints_kept"):
+        settled["train"].pop(name)
+    path = run_dir / RUN_FILE
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["settings"] != settled:
+            changed = _changed(found["settings"], settled)
+            raise RecipeError(
+                f"{run_dir}: holds a run with other settings ({', '.join(changed)}); choose another train.run_dir, or "
+                "remove it to start again"
+            )
+        return str(found["run_id"])
+    run_dir.mkdir(parents=True, exist_ok=True)
+    run_id = hashlib.sha256(f"{run_dir}{time.time_ns()}".encode()).hexdigest()[:12]
+    write_json(path, {"run_id": run_id, "settings": settled})
+    return run_id
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    names = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            names += _changed(before, after, f"{prefix}{key}.")
+        elif before != after:
+            names.append(f"{prefix}{key}: {before!r} -> {after!r}")
+    return names
+
+
+def _dataset_hash(dataset: PreparedDataset) -> str:
+    return hashlib.sha256(json.dumps(dataset.manifest["files"], sort_keys=True).encode()).hexdigest()
+
+
+def _fit(train: TrainSettings, model: ModelSettings, dataset: PreparedDataset, config: dict[str, Any]) -> Result:
+    workers = train.workers
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(
+            num_workers=workers.num_workers,
+            use_gpu=workers.use_gpu,
+            resources_per_worker={"CPU": workers.cpus_per_worker, **({"GPU": 1} if workers.use_gpu else {})},
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=config["train"]["run_dir"],
+            failure_config=FailureConfig(max_failures=workers.max_failures),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=train.checkpoints_kept,
+                checkpoint_score_attribute=METRIC,
+                checkpoint_score_order="max",
+            ),
+        ),
+        datasets={"train": window_dataset(dataset, max_events=model.max_events, rule=train.windows)},
+    )
+    try:
+        return trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _cause(error) from error
+
+
+def _cause(error: Exception) -> FarsightError:
+    """The error that a worker raised, if it was one of ours."""
+    failures = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, FarsightError):
+                return type(cause)(str(cause).splitlines()[-1] if "Traceback" in str(cause) else str(cause))
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    return TrainingError(f"training failed, and its restarts are used up: {error}")
+
+
+def _export(
+    result: Result, run_dir: Path, model: ModelSettings, dataset: PreparedDataset, config: dict[str, Any]
+) -> tuple[Artifact, dict[str, float]]:
+    """Write the artifact from the checkpoint with the best validation; the earliest of equals."""
+    checkpoints = result.best_checkpoints or []
+    if not checkpoints:
+        raise TrainingError(f"{run_dir}: the run ended without a checkpoint; remove it and train again")
+    checkpoint, metrics = max(checkpoints, key=lambda pair: (pair[1][METRIC], -pair[1]["epoch"]))
+    with checkpoint_weights(checkpoint) as weights:
+        facts = {"validation": metrics, "settings": config}
+        artifact = save_artifact(run_dir / ARTIFACT, weights, model, dataset, facts=facts, replace=True)
+    return artifact, metrics
