@@ -22,7 +22,9 @@ class SimulateSettings(Settings):
     num_categories: int = Field(8, ge=1, le=1000, description="top-level categories of the tree")
     num_subcategories: int = Field(3, ge=1, le=1000, description="leaves under each top-level category")
     num_days: int = Field(90, ge=1, le=3650, description="length of the log, days")
-    end_date: datetime.date = Field(datetime.date(2026, 1, 1), description="day the log ends before, 00:00 UTC")
+    end_date: datetime.date = Field(
+        datetime.date(2026, 1, 1), ge=datetime.date(2000, 1, 1), description="day the log ends before, 00:00 UTC"
+    )
 
     events_per_user: float = Field(60.0, ge=10, description="mean events of a user")
     max_events_per_user: int = Field(400, ge=10, description="events at which the most active users are cut off")
