@@ -11,11 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+MISSED = 2**62  # rank of a target that may not be recommended: past every cut-off
+
 
 def hide(scores_BV: Float[Tensor, "B V"], hidden_rows: Sequence[Tensor]) -> Float[Tensor, "B V"]:
     """Set padding and each query's hidden items to -inf, in place."""
     scores_BV[:, 0] = float("-inf")
-    lengths = torch.tensor([len(rows) for rows in hidden_rows])
+    lengths = torch.tensor([len(rows) for rows in hidden_rows], dtype=torch.long)
     query_E = torch.repeat_interleave(torch.arange(len(hidden_rows)), lengths)
     if len(query_E):
         scores_BV[query_E.to(scores_BV.device), torch.cat(list(hidden_rows)).to(scores_BV.device)] = float("-inf")
@@ -29,7 +31,7 @@ def target_ranks(
 
     Args:
         queries_T: query (row of `scores_BV`) of each target.
-        targets_T: item row of each target. A target with score -inf gets rank V: never found.
+        targets_T: item row of each target. A target with score -inf gets rank `MISSED`.
     """
     scores_TV = scores_BV[queries_T]
     target_T1 = scores_TV.gather(1, targets_T[:, None])
@@ -37,7 +39,7 @@ def target_ranks(
     rows_V = torch.arange(scores_BV.shape[1], device=scores_BV.device)
     tied_T = ((scores_TV == target_T1) & (rows_V < targets_T[:, None])).sum(1)
     ranks_T = above_T + tied_T
-    return torch.where(target_T1[:, 0] == float("-inf"), scores_BV.shape[1], ranks_T)
+    return torch.where(target_T1[:, 0] == float("-inf"), MISSED, ranks_T)
 
 
 def top_rows(scores_BV: Float[Tensor, "B V"], k: int) -> tuple[Int[Tensor, "B k"], Float[Tensor, "B k"]]:

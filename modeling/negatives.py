@@ -33,6 +33,7 @@ class NegativeSampler(nn.Module):
         counts_V[0] = 0
         share_V = counts_V / counts_V.sum()
         mixture_V = (num_uniform / (self.num_rows - 1) + num_in_batch * share_V) / (num_uniform + num_in_batch)
+        mixture_V[0] = 0
         # A buffer that is not saved: it belongs to training, not to the artifact.
         self.register_buffer("log_q_V", mixture_V.log().float(), persistent=False)
 

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from tqdm import tqdm
 
@@ -15,7 +16,7 @@ POLL_SECONDS = 1.0
 def progress_bar(run_dir: str, *, total_batches: int) -> Iterator[None]:
     """Show batches, loss and the best validation while the body runs; nothing where stderr is no terminal."""
     done = threading.Event()
-    bar: tqdm[None] = tqdm(total=total_batches, desc="train", unit="batch", disable=None)
+    bar: Any = tqdm(total=total_batches, desc="train", unit="batch", disable=None)
 
     def follow() -> None:
         while not done.wait(POLL_SECONDS):
@@ -35,7 +36,7 @@ def progress_bar(run_dir: str, *, total_batches: int) -> Iterator[None]:
         bar.close()
 
 
-def _show(bar: "tqdm[None]", run_dir: str) -> None:
+def _show(bar: Any, run_dir: str) -> None:
     rows = read_figures(run_dir)
     if not rows:
         return

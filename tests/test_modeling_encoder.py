@@ -1,0 +1,181 @@
+"""Encoders: causality, padding, and the attention of both blocks against slow oracles."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from data.batch import Batch, collate
+from data.encode import encode_histories
+from modeling.attention_bias import NUM_TIME_BUCKETS, RelativeBias, causal_mask, time_buckets
+from modeling.build import build_retriever
+from modeling.hstu import HstuBlock
+from modeling.retriever import Retriever
+from modeling.settings import HstuSettings, ModelSettings, TransformerSettings
+from modeling.transformer import TransformerBlock
+
+ENCODERS = [
+    HstuSettings(blocks=2, heads=2, query_width=4, value_width=3),
+    HstuSettings(blocks=1, heads=1, query_width=4, value_width=4, position_bias=False, time_bias=False),
+    TransformerSettings(blocks=2, heads=2, feedforward_width=16),
+    TransformerSettings(blocks=1, heads=4, feedforward_width=16, position_bias=True, time_bias=True),
+]
+
+
+def retriever(encoder: HstuSettings | TransformerSettings, *, seed: int = 0, actions: bool = True) -> Retriever:
+    torch.manual_seed(seed)
+    settings = ModelSettings(width=8, max_events=6, encoder=encoder, use_actions=actions)
+    built = build_retriever(settings, num_rows=30, num_actions=3).eval()
+    for parameter in built.parameters():  # larger than at the start, so that a difference would show
+        parameter.data.mul_(5)
+    return built
+
+
+def histories(lengths: list[int], *, seed: int = 0) -> Batch:
+    random = np.random.default_rng(seed)
+    items = [random.integers(1, 30, length) for length in lengths]
+    times = [np.sort(random.integers(10**9, 10**9 + 10**6, length)) for length in lengths]
+    actions = [random.integers(0, 4, length) for length in lengths]
+    return collate(encode_histories(items, times, actions, [2 * 10**9] * len(lengths), max_events=6))
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_history_gets_the_same_query_vector_alone_and_beside_longer_ones(encoder: HstuSettings) -> None:
+    model = retriever(encoder)
+    together = model.query_vectors(histories([3, 6, 1]))
+    random = np.random.default_rng(0)
+    items = [random.integers(1, 30, n) for n in (3, 6, 1)]
+    times = [np.sort(random.integers(10**9, 10**9 + 10**6, n)) for n in (3, 6, 1)]
+    actions = [random.integers(0, 4, n) for n in (3, 6, 1)]
+    for row in range(3):
+        alone = collate(encode_histories([items[row]], [times[row]], [actions[row]], [2 * 10**9], max_events=6))
+        # Other padding means other blocking of the matrix products: rounding only.
+        torch.testing.assert_close(model.query_vectors(alone)[0], together[row], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_later_events_do_not_change_earlier_hidden_vectors(encoder: HstuSettings) -> None:
+    model = retriever(encoder)
+    batch = histories([6])
+    changed = Batch(**{name: value.clone() for name, value in batch.items()})  # type: ignore[typeddict-item, attr-defined]
+    changed["items_BL"][0, 4:] = 7
+    changed["actions_BL"][0, 4:] = 1
+    changed["times_BL"][0, 4:] += 5000
+    changed["query_times_BL"][0, 4:] += 9000
+    before, after = model._encode(batch), model._encode(changed)
+    torch.testing.assert_close(before[:, :4], after[:, :4], atol=0, rtol=0)
+    assert not torch.allclose(before[:, 4:], after[:, 4:])
+
+
+@pytest.mark.parametrize("encoder", [encoder for encoder in ENCODERS if encoder.time_bias])
+def test_the_time_of_the_request_changes_the_query_vector_when_time_is_modelled(encoder: HstuSettings) -> None:
+    model = retriever(encoder)
+    batch = histories([5])
+    later = Batch(**{name: value.clone() for name, value in batch.items()})  # type: ignore[typeddict-item, attr-defined]
+    later["query_times_BL"][0, 4] -= 10**9 - 10**5
+    assert not torch.allclose(model.query_vectors(batch), model.query_vectors(later))
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_every_parameter_but_padding_receives_a_gradient(encoder: HstuSettings) -> None:
+    torch.manual_seed(0)
+    settings = ModelSettings(width=8, max_events=6, encoder=encoder, use_actions=True, dropout=0.0)
+    model = build_retriever(settings, num_rows=30, num_actions=3, train_counts=np.ones(30, np.int64))
+    batch = histories([6, 4, 5])
+    batch["targets_BL"] = batch["items_BL"].roll(1, 1)
+    model(batch, torch.Generator().manual_seed(0))["loss"].backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().sum() > 0, name
+    assert model.items.weight.grad is not None
+    assert not model.items.weight.grad[0].any()
+
+
+def test_hstu_attention_equals_a_pair_by_pair_oracle() -> None:
+    torch.manual_seed(0)
+    block = HstuBlock(
+        8, heads=2, query_width=3, value_width=5, max_events=7, dropout=0.0, position_bias=True, time_bias=False
+    )
+    for parameter in block.parameters():
+        parameter.data.normal_()
+    x_BLD = torch.randn(2, 6, 8)
+    found = block(x_BLD, causal_mask(6, x_BLD.device), None)
+    projected = functional.silu(block.project_in(functional.layer_norm(x_BLD, (8,))))
+    gates, values, queries, keys = torch.split(projected, block.widths, dim=-1)
+    position_L = block.bias.position_L
+    assert position_L is not None
+    for row in range(2):
+        heads = []
+        for head in range(2):
+            pooled = torch.zeros(6, 5)
+            for i in range(6):
+                for j in range(i + 1):
+                    score = queries[row, i, 3 * head : 3 * head + 3] @ keys[row, j, 3 * head : 3 * head + 3]
+                    pooled[i] += (
+                        functional.silu(score + position_L[i - j]) / 7 * values[row, j, 5 * head : 5 * head + 5]
+                    )
+            heads.append(pooled)
+        pooled_LV = functional.layer_norm(torch.cat(heads, -1), (10,))
+        expected = x_BLD[row] + block.project_out(gates[row] * pooled_LV)
+        torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_transformer_attention_equals_masked_softmax() -> None:
+    torch.manual_seed(0)
+    block = TransformerBlock(
+        8, heads=2, feedforward_width=16, max_events=7, dropout=0.0, position_bias=True, time_bias=True
+    )
+    for parameter in block.parameters():
+        parameter.data.normal_()
+    x_BLD = torch.randn(2, 6, 8)
+    buckets_BLL = torch.randint(NUM_TIME_BUCKETS, (2, 6, 6)).int()
+    found = block._attend(x_BLD, causal_mask(6, x_BLD.device), buckets_BLL)
+    queries, keys, values = (part.view(2, 6, 2, 4).transpose(1, 2) for part in block.project_qkv(x_BLD).chunk(3, -1))
+    scores = queries @ keys.transpose(-1, -2) / 2
+    position_L, time_K = block.bias.position_L, block.bias.time_K
+    assert position_L is not None
+    assert time_K is not None
+    distance = (torch.arange(6)[:, None] - torch.arange(6)).clamp(min=0)
+    scores = scores + position_L[distance] + time_K[buckets_BLL.long()][:, None]
+    scores = scores.masked_fill(~torch.ones(6, 6).tril().bool(), float("-inf"))
+    expected = block.project_out((scores.softmax(-1) @ values).transpose(1, 2).reshape(2, 6, 8))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_time_buckets_follow_the_published_formula_also_across_sixty_years() -> None:
+    times = torch.tensor([[0, 5, 1_000_000_000, 1_000_000_007, 2_000_000_000]])
+    queries = torch.tensor([[5, 1_000_000_000, 1_000_000_007, 2_000_000_000, 2_000_000_001]])
+    found = time_buckets(queries, times)
+    for i in range(5):
+        for j in range(5):
+            seconds = max(1, abs(int(queries[0, i] - times[0, j])))
+            assert found[0, i, j] == min(128, int(np.log(np.float32(seconds)) / 0.301)), (i, j)
+
+
+def test_the_gradient_of_the_bias_equals_that_of_plain_indexing() -> None:
+    torch.manual_seed(0)
+    bias = RelativeBias(6, position=True, time=True)
+    buckets = torch.randint(NUM_TIME_BUCKETS, (3, 5, 5)).int()
+    weight = torch.randn(3, 5, 5)
+    found = bias(5, buckets)
+    assert found is not None
+    (found * weight).sum().backward()
+    assert bias.position_L is not None
+    assert bias.time_K is not None
+    distance = (torch.arange(5)[:, None] - torch.arange(5)).clamp(min=0)
+    position = bias.position_L.detach().clone().requires_grad_()
+    time = bias.time_K.detach().clone().requires_grad_()
+    ((position[distance] + time[buckets.long()]) * weight).sum().backward()
+    torch.testing.assert_close(bias.position_L.grad, position.grad)
+    torch.testing.assert_close(bias.time_K.grad, time.grad)
+
+
+def test_bf16_runs_forward_and_backward() -> None:
+    settings = ModelSettings(width=8, max_events=6, encoder=HstuSettings(query_width=8, value_width=8))
+    model = build_retriever(settings, num_rows=30, num_actions=0, train_counts=np.ones(30, np.int64)).bfloat16()
+    batch = histories([6, 4])
+    batch["targets_BL"] = batch["items_BL"].clone()
+    loss = model(batch, torch.Generator().manual_seed(0))["loss"]
+    loss.backward()
+    assert torch.isfinite(loss)

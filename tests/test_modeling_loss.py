@@ -1,0 +1,117 @@
+"""Negatives and losses: full softmax as the oracle, and the stated probabilities of the samplers."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from modeling.losses import full_softmax, sampled_softmax
+from modeling.negatives import NegativeSampler
+
+
+def unit_vectors(*shape: int, seed: int) -> torch.Tensor:
+    return functional.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def test_with_the_whole_catalogue_as_negatives_the_loss_is_full_softmax() -> None:
+    catalogue_VD, query_ED = unit_vectors(20, 8, seed=0), unit_vectors(50, 8, seed=1)
+    targets_E = torch.randint(1, 20, (50,), generator=torch.Generator().manual_seed(2))
+    everything = torch.arange(1, 20)
+    found = sampled_softmax(
+        query_ED,
+        catalogue_VD[targets_E],
+        catalogue_VD[everything],
+        target_rows_E=targets_E,
+        negative_rows_N=everything,
+        target_log_q_E=torch.full((50,), -3.0),
+        negative_log_q_N=torch.full((19,), -3.0),
+        temperature=0.05,
+    )
+    expected = full_softmax(query_ED, catalogue_VD, targets_E, temperature=0.05)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_negative_that_is_the_target_is_left_out() -> None:
+    query_ED, item_ED = unit_vectors(1, 4, seed=0), unit_vectors(1, 4, seed=1)
+    loss = sampled_softmax(
+        query_ED,
+        item_ED,
+        item_ED.repeat(3, 1),
+        target_rows_E=torch.tensor([5]),
+        negative_rows_N=torch.tensor([5, 5, 5]),
+        target_log_q_E=torch.zeros(1),
+        negative_log_q_N=torch.zeros(3),
+        temperature=0.1,
+    )
+    assert loss.item() == 0
+
+
+@pytest.mark.parametrize(("num_uniform", "num_in_batch"), [(64, 0), (0, 64), (32, 32)])
+def test_negatives_are_drawn_as_often_as_their_stated_probability(num_uniform: int, num_in_batch: int) -> None:
+    counts_V = torch.tensor([0, 1, 2, 4, 8, 16])
+    sampler = NegativeSampler(counts_V, num_uniform=num_uniform, num_in_batch=num_in_batch)
+    generator = torch.Generator().manual_seed(0)
+    # Batches whose targets follow the training counts, as those of a shuffled stream do.
+    targets = torch.repeat_interleave(torch.arange(6), counts_V)
+    drawn = torch.zeros(6)
+    for _ in range(2000):
+        batch = targets[torch.randint(len(targets), (40,), generator=generator)]
+        drawn += torch.bincount(sampler(batch, generator), minlength=6)
+    stated = sampler.log_q(torch.arange(6)).exp()
+    assert drawn[0] == 0
+    assert stated[0] == 0
+    # 128,000 draws: a share of 0.03 has a standard error of 0.0005, and batches add to it.
+    np.testing.assert_allclose((drawn / drawn.sum()).numpy(), stated.numpy(), atol=0.006)
+
+
+@pytest.mark.parametrize(("num_uniform", "num_in_batch"), [(64, 0), (0, 64), (32, 32)])
+def test_the_gradient_approaches_that_of_full_softmax_as_negatives_grow(num_uniform: int, num_in_batch: int) -> None:
+    counts_V = torch.tensor([0, 1, 2, 4, 8, 16, 3, 3, 5, 9])
+    catalogue_VD = unit_vectors(10, 6, seed=0)
+    targets_E = torch.repeat_interleave(torch.arange(10), counts_V)
+    exact = _query_gradient_full(catalogue_VD, targets_E)
+    errors = []
+    for scale in (1, 64):
+        sampler = NegativeSampler(counts_V, num_uniform=num_uniform * scale, num_in_batch=num_in_batch * scale)
+        mean = torch.stack(
+            [_query_gradient_sampled(sampler, catalogue_VD, targets_E, seed) for seed in range(40)]
+        ).mean(0)
+        errors.append(float((mean - exact).norm() / exact.norm()))
+    assert errors[1] < 0.12, errors
+    assert errors[1] <= errors[0] + 0.02, errors
+
+
+def _queries() -> torch.Tensor:
+    return unit_vectors(51, 6, seed=1).requires_grad_()
+
+
+def _query_gradient_full(catalogue_VD: torch.Tensor, targets_E: torch.Tensor) -> torch.Tensor:
+    query_ED = _queries()
+    # With every item drawn in proportion to q, and corrected for it, the candidates' sum estimates
+    # N times the full sum, and the target's own term vanishes beside it as N grows.
+    logits = query_ED @ catalogue_VD.T / 0.5
+    logits[:, 0] = float("-inf")
+    others = logits.masked_fill(functional.one_hot(targets_E, 10).bool(), float("-inf"))
+    ((others.logsumexp(-1)) - logits.gather(1, targets_E[:, None])[:, 0]).sum().backward()
+    assert query_ED.grad is not None
+    return query_ED.grad
+
+
+def _query_gradient_sampled(
+    sampler: NegativeSampler, catalogue_VD: torch.Tensor, targets_E: torch.Tensor, seed: int
+) -> torch.Tensor:
+    query_ED = _queries()
+    negatives_N = sampler(targets_E, torch.Generator().manual_seed(seed))
+    sampled_softmax(
+        query_ED,
+        catalogue_VD[targets_E],
+        catalogue_VD[negatives_N],
+        target_rows_E=targets_E,
+        negative_rows_N=negatives_N,
+        # The scale of the sum: N draws stand for the catalogue once each.
+        target_log_q_E=torch.zeros(len(targets_E)) + 40,
+        negative_log_q_N=sampler.log_q(negatives_N),
+        temperature=0.5,
+    ).sum().backward()
+    assert query_ED.grad is not None
+    return query_ED.grad
