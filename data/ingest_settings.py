@@ -1,0 +1,119 @@
+"""Settings of ingest: the `ingest` section of a recipe."""
+
+import datetime
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from data.log_time import TimeUnit, seconds_of
+from data.settings import Settings
+
+FileFormat = Literal["auto", "parquet", "csv", "jsonl"]
+SortRule = Literal["time", "order"]
+
+
+class SplitSettings(Settings):
+    """How each history is cut into training events, validation targets and test targets."""
+
+    kind: Literal["last_out", "time"] = Field(
+        "last_out",
+        description="last_out: of users with three or more events the last is test, the one before it validation; "
+        "time: the same two moments for all users",
+    )
+    validation_start: int | None = Field(None, description="first moment of validation: seconds UTC or an ISO date")
+    test_start: int | None = Field(None, description="first moment of test: seconds UTC or an ISO date")
+    validation_share: float | None = Field(None, gt=0, lt=1, description="share of all events, just before the test's")
+    test_share: float | None = Field(None, gt=0, lt=1, description="share of all events, the newest")
+
+    @field_validator("validation_start", "test_start", mode="before")
+    @classmethod
+    def _moment(cls, value: Any) -> Any:
+        return _moment(value)
+
+    @model_validator(mode="after")
+    def _one_way_to_cut(self) -> "SplitSettings":
+        starts = (self.validation_start, self.test_start)
+        shares = (self.validation_share, self.test_share)
+        if self.kind == "last_out":
+            if any(value is not None for value in starts + shares):
+                raise ValueError("kind last_out takes no starts and no shares; set kind: time")
+            return self
+        by_start = None not in starts and shares == (None, None)
+        by_share = None not in shares and starts == (None, None)
+        if not (by_start or by_share):
+            raise ValueError(
+                "kind time needs validation_start and test_start, or validation_share and test_share, and not a mixture"
+            )
+        if by_start and (self.validation_start or 0) >= (self.test_start or 0):
+            raise ValueError("validation_start must be before test_start")
+        if by_share and (self.validation_share or 0) + (self.test_share or 0) >= 1:
+            raise ValueError("validation_share and test_share together must be less than 1")
+        return self
+
+
+class IngestSettings(Settings):
+    """The `ingest` section: where the log is, how to read it, and how to cut it."""
+
+    log: str | list[str] = Field(
+        description="a Farsight log directory, or a file, directory or glob of Parquet, CSV or JSON-lines files, or a "
+        "list of these; local or any place that Arrow or fsspec reads (s3://, gs://)"
+    )
+    out: str | None = Field(None, description="directory to write; on a cluster, one that all nodes can write to")
+    replace: bool = Field(False, description="whether a directory that stands at `out` may be replaced")
+    catalogue: str | None = Field(
+        None, description="catalogue file (Parquet, CSV, JSON lines, movies.dat); the log directory's own by default"
+    )
+    columns: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="our column name -> the log's; names not given are looked for under our name; null leaves one out",
+    )
+    catalogue_columns: dict[str, str] = Field(
+        default_factory=dict, description="our column name -> the catalogue's, for item_id, categories and title"
+    )
+    category_separator: str | None = Field(
+        None, description="what stands between the categories of one item where they are one string, such as |"
+    )
+    format: FileFormat = Field("auto", description="format of the log files; auto goes by the file name")
+    separator: str = Field(",", min_length=1, description="what stands between the fields of a CSV line")
+    encoding: str = Field("utf-8", description="encoding of CSV and JSON-lines files")
+    timestamp_unit: TimeUnit = Field(
+        "s", description="unit of numeric times: s, ms, us or ns since 1970 UTC; iso for text; Arrow times know theirs"
+    )
+    require_times: bool = Field(False, description="whether a log without times is refused")
+    sort: SortRule = Field(
+        "time", description="time: by time, then `order`, then log order; order: by `order`, then log order"
+    )
+    duplicates: Literal["drop", "keep"] = Field(
+        "drop", description="drop: of events equal in every log column the first in log order is kept"
+    )
+    min_user_events: int = Field(1, ge=1, description="users with fewer events are left out, and counted")
+    max_bad_share: float = Field(0.01, ge=0, le=1, description="share of rows that may be refused before the run stops")
+    max_time: int | None = Field(
+        None, description="latest time allowed, seconds UTC or an ISO date; one day after the run starts by default"
+    )
+    max_id_bytes: int = Field(256, ge=1, description="longest id or action allowed, bytes of UTF-8")
+    num_buckets: int | None = Field(
+        None, ge=1, le=2**20, description="history shards; by default one per 64 MiB of log, at least 8"
+    )
+    users_per_row_group: int = Field(
+        2000, ge=1, description="users in one Parquet row group; training ranks share a shard by row groups"
+    )
+    split: SplitSettings = Field(default_factory=lambda: SplitSettings.model_validate({}), description="the split")
+
+    @field_validator("max_time", mode="before")
+    @classmethod
+    def _moment(cls, value: Any) -> Any:
+        return _moment(value)
+
+    @model_validator(mode="after")
+    def _time_split_goes_by_time(self) -> "IngestSettings":
+        if self.split.kind == "time" and self.sort != "time":
+            raise ValueError("split.kind time needs sort: time, or a history would not be cut by time")
+        return self
+
+
+def _moment(value: Any) -> Any:
+    """Seconds UTC of what YAML gave: a number, a date, or text."""
+    if isinstance(value, datetime.date):
+        return seconds_of(value.isoformat())
+    return seconds_of(value) if isinstance(value, str) else value
