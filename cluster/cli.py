@@ -13,13 +13,13 @@ from typing import Any
 import click
 
 from cluster import floors
-from cluster.output import Output, keep_standard_output_clean, print_table, set_up_logging
+from cluster.output import Output, keep_standard_output_clean, set_up_logging
+from cluster.tables import print_answer, print_checks, print_rankings
 from data.errors import FarsightError, MachineError
 
 INTERRUPTED = 130
 # Where `farsight serve` listens unless told otherwise, and where `farsight retrieve` asks.
 DEFAULT_URL = "http://127.0.0.1:8000"
-RANKING_COLUMNS = ("model", "ndcg@10", "recall@10", "mrr@10", "ndcg@50", "recall@50", "recall@200", "coverage@10")
 
 SEEN = click.Choice(["removed", "kept"])
 
@@ -28,6 +28,10 @@ Command = Callable[..., Any]
 
 class Farsight(click.Group):
     """A group that turns our errors into one line and an exit code; other exceptions keep their traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of the path from log to answer, as they stand in this file."""
+        return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the chosen command."""
@@ -47,7 +51,7 @@ def command(function: Command) -> Command:
     """Give a command `--json` and `-v`, and print what it returns."""
 
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON document, and nothing else, on stdout.")
-    @click.option("-v", "--verbose", is_flag=True, help="Log more.")
+    @click.option("-v", "--verbose", is_flag=True, help="Log more, and show what workers print.")
     @functools.wraps(function)
     def wrapped(as_json: bool, verbose: bool, **arguments: Any) -> None:
         set_up_logging(verbose=verbose)
@@ -116,6 +120,40 @@ def simulate(out: str, words: tuple[str, ...]) -> dict[str, Any]:
     return floors.start(floors.SIMULATE, recipe=_recipe(words), out=out)
 
 
+@cli.command(name="import")
+@click.argument("name")
+@click.option(
+    "--source", required=True, type=click.Path(), help="Folder of the published files; of a table also a file or glob."
+)
+@click.option("--out", required=True, type=click.Path(), help="Log directory to write.")
+@click.option("--column", "columns", multiple=True, metavar="OURS=THEIRS", help="A column of the table; repeat it.")
+@click.option(
+    "--timestamp-unit", default="s", show_default=True, help="Unit of the table's times: s, ms, us, ns or iso."
+)
+@click.option("--catalogue", type=click.Path(), help="Catalogue file; the data set's own by default.")
+@click.option("--catalogue-column", "catalogue_columns", multiple=True, metavar="OURS=THEIRS", help="As --column.")
+@click.option("--category-separator", help="What stands between an item's categories where they are one text.")
+@click.option("--separator", default=",", show_default=True, help="What stands between the fields of a CSV line.")
+@click.option("--encoding", default="utf-8", show_default=True, help="Encoding of text files.")
+@click.option("--field-order", type=click.Choice(["user-first", "item-first"]), help="Of Amazon CSV without a header.")
+@click.option("--max-bad-share", default=0.01, show_default=True, help="Share of rows that may be refused.")
+@click.option("--replace", is_flag=True, help="Replace a log that stands at --out.")
+@command
+def import_(columns: tuple[str, ...], catalogue_columns: tuple[str, ...], **stated: Any) -> dict[str, Any]:
+    """Turn a public data set, or any table, into a log directory.
+
+    NAME is movielens-100k, movielens-1m, movielens-20m, amazon or table.
+
+    Example: farsight import table --source plays.csv --out runs/plays/log --column item_id=track
+    """
+    return floors.start(
+        floors.IMPORT,
+        columns=_pairs(columns, "--column"),
+        catalogue_columns=_pairs(catalogue_columns, "--catalogue-column"),
+        **stated,
+    )
+
+
 @cli.command()
 @_recipe_words
 @command
@@ -142,23 +180,23 @@ def train(words: tuple[str, ...]) -> dict[str, Any]:
 @click.option("--artifact", required=True, type=click.Path(), help="Artifact that training wrote.")
 @click.option("--dataset", required=True, type=click.Path(), help="Prepared dataset.")
 @click.option("--split", type=click.Choice(["validation", "test"]), default="test", show_default=True)
-@click.option("--seen", type=SEEN, default="removed", show_default=True, help="Whether the history can be answers.")
+@click.option("--seen", type=SEEN, help="Whether the history can be answers; short for evaluate.seen=...")
 @click.option("--rankings", multiple=True, metavar="NAME=FILE", help="Another model's rankings, as a row beside ours.")
 @_recipe_words
 @command
 def evaluate(
-    artifact: str, dataset: str, split: str, seen: str, rankings: tuple[str, ...], words: tuple[str, ...]
+    artifact: str, dataset: str, split: str, seen: str | None, rankings: tuple[str, ...], words: tuple[str, ...]
 ) -> None:
     """Measure an artifact over the whole catalogue, with popularity beside it.
 
     Example: farsight evaluate --artifact runs/demo/artifact --dataset runs/demo/dataset
     """
     others = _pairs(rankings, "--rankings")
-    recipe = _recipe(words)
+    recipe = _recipe(words if seen is None else (*words, f"evaluate.seen={seen}"))
     result = floors.start(
-        floors.EVALUATE, artifact=artifact, dataset=dataset, split=split, seen=seen, rankings=others, recipe=recipe
+        floors.EVALUATE, artifact=artifact, dataset=dataset, split=split, rankings=others, recipe=recipe
     )
-    _show(result, _print_rankings)
+    _show(result, print_rankings)
 
 
 @cli.command()
@@ -220,7 +258,7 @@ def retrieve(
         exclude_item_ids=list(excluded),
         **asked,
     )
-    _show(answer, _print_answer)
+    _show(answer, print_answer)
 
 
 @cli.command()
@@ -232,31 +270,9 @@ def doctor(path: str) -> None:
     Example: farsight doctor runs
     """
     result = floors.start("cluster.doctor:run", path=path)
-    _show(result, _print_checks)
+    _show(result, print_checks)
     if not result["ok"]:
         raise MachineError("this machine lacks something that Farsight needs: see the rows marked 'broken'")
-
-
-def _print_rankings(result: dict[str, Any]) -> None:
-    rows = result["rows"]
-    columns = [name for name in RANKING_COLUMNS if any(name in row for row in rows)]
-    facts = [f"{name} {result[name]}" for name in ("split", "seen", "users") if name in result]
-    print_table("Full catalogue: " + ", ".join(facts), columns, rows)
-
-
-def _print_checks(result: dict[str, Any]) -> None:
-    print_table("This machine", ["check", "state", "found", "what to do"], result["checks"])
-
-
-def _print_answer(answer: dict[str, Any]) -> None:
-    rows = [{"rank": rank, **item} for rank, item in enumerate(answer["items"], start=1)]
-    columns = [name for name in ("rank", "item_id", "score", "title") if any(row.get(name) for row in rows)]
-    title = f"Release {answer['release']}, from {answer['history_events_used']} events"
-    if answer["unknown_items"]:
-        title += f", {answer['unknown_items']} unknown left out"
-    if answer["fallback"]:
-        title += f"; the model had nothing to go by: {answer['fallback']}"
-    print_table(title, columns, rows)
 
 
 def main() -> None:

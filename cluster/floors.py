@@ -13,11 +13,12 @@ TRAIN = "trainer.train:run"
 EVALUATE = "trainer.evaluate:run"
 INDEX = "serve.release:run"
 SERVE = "serve.app:run"
+STOP_SERVING = "ray.serve:shutdown"
 RETRIEVE = "serve.client:run"
 
 
 def start(entry: str, /, **arguments: Any) -> dict[str, Any]:
-    """Import `module:function` and call it; every entry point returns what `--json` prints."""
+    """Import `module:function` and call it; what our floors return is the mapping that `--json` prints."""
     module, _, function = entry.partition(":")
     result: dict[str, Any] = getattr(importlib.import_module(module), function)(**arguments)
     return result

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -62,24 +62,6 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows as a table; numbers stand right."""
-    # Here and not above: rich costs a fifth of the time that `farsight --help` may take.
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        numeric = any(isinstance(row.get(column), int | float) for row in rows)
-        # Paths and advice fold instead of being cut: a table that hides its end helps nobody.
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*[shown(row.get(column)) for column in columns])
-    # No colours and a fixed width when piped, so that logs and tests read the same everywhere.
-    width = None if sys.stdout.isatty() else 120
-    Console(file=sys.stdout, width=width, highlight=False).print(table)
-
-
 class _LineHandler(logging.Handler):
     """One line per record on standard error, looked up at each record because tests replace it."""
 
@@ -88,7 +70,13 @@ class _LineHandler(logging.Handler):
 
 
 def set_up_logging(*, verbose: bool) -> None:
-    """INFO from our packages and WARNING from others; DEBUG and INFO with `verbose`."""
+    """INFO from our packages and WARNING from others; DEBUG and INFO with `verbose`.
+
+    What Ray's workers print goes to their log files only, unless `verbose`: it is long, and errors of workers reach
+    the command as exceptions. Ray reads this from the environment when it is first imported.
+    """
+    if not verbose:
+        os.environ.setdefault("RAY_LOG_TO_DRIVER", "0")
     root = logging.getLogger()
     root.handlers = [handler for handler in root.handlers if not isinstance(handler, _LineHandler)]
     lines = _LineHandler()
