@@ -1,0 +1,110 @@
+"""From a request to rows and back: pure functions on numpy arrays, no model and no index."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from data.vocabulary import PAD_ROW, Vocabulary
+
+Fallback = Literal["popularity"]
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Query:
+    """A checked request. `timestamps` and `actions` are None or as long as `item_ids`."""
+
+    item_ids: Sequence[str]
+    k: int
+    request_time: int  # seconds UTC
+    timestamps: Sequence[int] | None = None  # seconds UTC; without them the events stand oldest first
+    actions: Sequence[str | None] | None = None
+    exclude_seen: bool = True
+    exclude_item_ids: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class EncodedQuery:
+    """A query in rows: the known events, oldest first, and the rows that may not be answered."""
+
+    items_L: IntArray
+    times_L: IntArray
+    actions_L: IntArray
+    query_time: int
+    k: int
+    barred: frozenset[int]
+    unknown_items: int  # events of the history whose item is not in the catalogue
+    unknown_actions: int  # events whose action the model was not trained with
+
+
+@dataclass(frozen=True)
+class Answer:
+    """At most k items, best first. With a fallback the scores are training events, not the model's."""
+
+    release: str
+    item_ids: list[str]
+    scores: list[float]
+    titles: list[str | None]
+    fallback: Fallback | None
+    unknown_items: int
+    unknown_actions: int
+    history_events_used: int
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A query that this release cannot answer; a value and not an exception, because it is the caller's error."""
+
+    field: str  # path in the request's body
+    message: str
+
+
+def encode_query(query: Query, vocabulary: Vocabulary, action_codes: Mapping[str, int]) -> EncodedQuery:
+    """Sort the events as ingest does, map ids to rows and drop events of unknown items.
+
+    Events are sorted stably by time, so events of one time keep their order in the request. The
+    whole history counts as seen, also what is older than the events the model sees.
+    """
+    rows_L = vocabulary.rows(query.item_ids)
+    times_L = np.zeros(len(rows_L), np.int64) if query.timestamps is None else np.array(query.timestamps, np.int64)
+    names = [None] * len(rows_L) if query.actions is None else query.actions
+    actions_L = np.array([0 if name is None else action_codes.get(name, 0) for name in names], np.int64)
+    order_L = np.argsort(times_L, kind="stable")
+    kept_L = order_L[rows_L[order_L] != PAD_ROW]
+    barred = set(vocabulary.rows(query.exclude_item_ids).tolist())
+    if query.exclude_seen:
+        barred.update(rows_L.tolist())
+    return EncodedQuery(
+        items_L=rows_L[kept_L],
+        times_L=times_L[kept_L],
+        actions_L=actions_L[kept_L],
+        # A server's clock may stand behind a client's; time never runs backwards in training.
+        query_time=max(query.request_time, int(times_L.max(initial=0))),
+        k=query.k,
+        barred=frozenset(barred - {PAD_ROW}),
+        unknown_items=int((rows_L == PAD_ROW).sum()),
+        unknown_actions=sum(name is not None and name not in action_codes for name in names),
+    )
+
+
+def search_depth(query: EncodedQuery) -> int:
+    """Hits that leave k items whatever is barred."""
+    return query.k + len(query.barred)
+
+
+def pick(rows_K: IntArray, scores_K: FloatArray, query: EncodedQuery) -> tuple[IntArray, FloatArray]:
+    """The first k rows that are items, scored finitely and not barred, with their scores."""
+    allowed_K = (rows_K != PAD_ROW) & np.isfinite(scores_K)
+    if query.barred:
+        allowed_K &= ~np.isin(rows_K, np.fromiter(query.barred, np.int64, len(query.barred)))
+    kept = np.flatnonzero(allowed_K)[: query.k]
+    return rows_K[kept], scores_K[kept]
+
+
+def popularity_order(train_events_V: IntArray) -> IntArray:
+    """Rows by falling number of training events, then by row; entry v of the input is row v + 1."""
+    return np.argsort(-train_events_V, kind="stable") + 1

@@ -1,0 +1,90 @@
+"""A small prepared dataset and an untrained artifact of it, for the tests of serving."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from data.dataset import CATALOGUE, FORMAT_VERSION, HISTORIES, KIND, PreparedDataset
+from data.schema import HISTORY_SCHEMA
+from data.storage import MANIFEST, published_directory, write_json
+from data.vocabulary import Vocabulary
+from modeling.artifact import Artifact, save_artifact
+from modeling.build import build_retriever
+from modeling.settings import HstuSettings, ModelSettings, TransformerSettings
+
+NUM_ITEMS = 60
+MAX_EVENTS = 8
+ACTIONS = ["click", "like"]
+START = 1_700_000_000
+
+
+def item_id(row: int) -> str:
+    """External id of a row."""
+    return f"i{row:03d}"
+
+
+def write_dataset(directory: Path, num_users: int = 20, num_items: int = NUM_ITEMS) -> PreparedDataset:
+    """A prepared dataset of random histories; item popularity has ties."""
+    random = np.random.default_rng(0)
+    vocabulary = Vocabulary([item_id(row) for row in range(1, num_items + 1)])
+    rows = []
+    for user in range(num_users):
+        length = int(random.integers(3, 20))
+        times = np.sort(START + random.integers(0, 10**6, length))
+        rows.append(
+            {
+                "user_id": f"u{user}",
+                "user_key": user,
+                "items": random.integers(1, num_items + 1, length).tolist(),
+                "times": times.tolist(),
+                "actions": random.integers(0, 3, length).tolist(),
+                "requests": [-1] * length,
+                "weights": [1.0] * length,
+                "num_train": length - 2,
+                "num_validation": 1,
+                "num_test": 1,
+            }
+        )
+    with published_directory(directory) as aside:
+        vocabulary.save(aside)
+        catalogue = {
+            "item_id": vocabulary.item_ids,
+            "categories": [["all"]] * num_items,
+            "title": [f"Title {row}" for row in range(1, num_items + 1)],
+            "train_events": pa.array([row % 7 for row in range(1, num_items + 1)], pa.int64()),
+        }
+        pq.write_table(pa.table(catalogue), aside / CATALOGUE)
+        (aside / HISTORIES).mkdir()
+        pq.write_table(pa.Table.from_pylist(rows, HISTORY_SCHEMA), aside / HISTORIES / "part-00000.parquet")
+        manifest = {
+            "kind": KIND,
+            "format_version": FORMAT_VERSION,
+            "counts": {"users": num_users, "items": num_items},
+            "actions": ACTIONS,
+            "has_times": True,
+            "vocabulary_hash": vocabulary.content_hash,
+            "shards": [{"file": f"{HISTORIES}/part-00000.parquet", "rows": num_users}],
+        }
+        write_json(aside / MANIFEST, manifest)
+    return PreparedDataset.open(directory)
+
+
+def write_artifact(
+    directory: Path, dataset: PreparedDataset, *, seed: int = 0, needs_times: bool = True, num_twins: int = 0
+) -> Artifact:
+    """An artifact with random weights; the first `num_twins` items share one vector, so they always tie."""
+    torch.manual_seed(seed)
+    encoder = HstuSettings(blocks=1, query_width=8, value_width=8) if needs_times else TransformerSettings(blocks=1)
+    settings = ModelSettings(width=16, max_events=MAX_EVENTS, use_actions=True, encoder=encoder)
+    vocabulary = dataset.vocabulary()
+    retriever = build_retriever(settings, num_rows=vocabulary.num_rows, num_actions=len(ACTIONS))
+    with torch.no_grad():
+        # The initial biases are zero, which would hide that times, actions and positions matter.
+        for parameter in retriever.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        retriever.items.weight[0].zero_()
+        retriever.items.weight[1 : num_twins + 1] = retriever.items.weight[1]
+    return save_artifact(directory, retriever.state_dict(), settings, dataset)
