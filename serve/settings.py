@@ -103,6 +103,7 @@ class ServeSettings(Settings):
     port: int = Field(8000, ge=1, le=65_535, description="TCP port of the HTTP proxy")
     route_prefix: str = Field("/", pattern=r"^/", description="path under which the application answers")
     deadline_ms: int = Field(2_000, ge=1, description="milliseconds that a request waits if it states no deadline")
+    access_log: bool = Field(False, description="one log line per request and per hop; costs throughput")
     limits: Limits = Field(default_factory=Limits, description="limits of a request")
     batching: Batching = Field(default_factory=Batching, description="micro-batches")
     queueing: Queueing = Field(default_factory=Queueing, description="bounded queues")

@@ -1,0 +1,134 @@
+"""The Serve application, for `farsight serve` and for Serve config files (`import_path: serve.app:app`)."""
+
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.serve
+from pydantic import Field
+
+from data.errors import MachineError
+from data.session import connect
+from data.settings import Recipe, Settings, read_section
+from serve.gateway import Gateway
+from serve.release import Release
+from serve.retriever import Retriever
+from serve.settings import Replicas, ServeSettings
+
+logger = logging.getLogger(__name__)
+
+APPLICATION = "farsight"
+
+
+class AppArguments(Settings):
+    """`args` of the application in a Serve config file."""
+
+    release: str = Field(description="directory of a release, readable under this path by every node")
+    serve: ServeSettings = Field(default_factory=ServeSettings, description="section `serve` of a recipe")
+
+
+def app(args: AppArguments) -> ray.serve.Application:
+    """Gateway and retriever replicas, wired together."""
+    settings, queueing, replicas = args.serve, args.serve.queueing, args.serve.replicas
+    retriever = ray.serve.deployment(
+        name="retriever",
+        max_ongoing_requests=queueing.max_ongoing_requests,
+        max_queued_requests=queueing.max_queued_requests,
+        ray_actor_options={"num_cpus": replicas.num_cpus, "num_gpus": replicas.num_gpus},
+        logging_config=_logging(settings),
+        **_scaling(replicas),
+    )(Retriever)
+    # The gateway must hold all that its retrievers hold, or their queue limit would never be seen.
+    held = queueing.max_ongoing_requests * replicas.max_replicas + queueing.max_queued_requests
+    gateway = ray.serve.deployment(
+        name="gateway",
+        num_replicas=settings.gateway.num_replicas,
+        max_ongoing_requests=2 * held,
+        max_queued_requests=held,
+        backpressure_config={"status_code": 503, "retry_after_s": queueing.retry_after_seconds},
+        ray_actor_options={"num_cpus": settings.gateway.num_cpus},
+        logging_config=_logging(settings),
+    )(Gateway)
+    application: ray.serve.Application = gateway.bind(
+        retriever.bind(args.release, settings.batching, replicas), settings
+    )
+    return application
+
+
+def run(
+    release: str, recipe: Recipe, blocking: bool = True, on_ready: Callable[[dict[str, Any]], None] | None = None
+) -> dict[str, Any]:
+    """Serve a release over HTTP.
+
+    Args:
+        release: directory of a release.
+        recipe: section `serve` is read.
+        blocking: stay until SIGINT or SIGTERM, then shut Serve down.
+        on_ready: called with the result once requests are answered.
+
+    Returns:
+        `url`, `docs_url`, `release` (directory) and `release_id`.
+
+    Raises:
+        ArtifactError: the release is missing, damaged or mismatched.
+        MachineError: the port is taken.
+        RecipeError: wrong settings.
+    """
+    settings = read_section(recipe, "serve", ServeSettings)
+    # Opened here first: an error now is one line, an error in a replica is a stack of retries.
+    release_id = Release.open(release).release_id
+    _check_port(settings.host, settings.port)
+    connect()
+    ray.serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=_logging(settings))
+    arguments = AppArguments(release=str(Path(release).resolve()), serve=settings)
+    ray.serve.run(app(arguments), name=APPLICATION, route_prefix=settings.route_prefix)
+    url = f"http://{settings.host}:{settings.port}{settings.route_prefix.rstrip('/')}"
+    result = {"url": url, "docs_url": f"{url}/docs", "release": str(release), "release_id": release_id}
+    logger.info("serving release %s at %s", release_id, url)
+    if on_ready is not None:
+        on_ready(result)
+    if blocking:
+        _wait_for_signal()
+        ray.serve.shutdown()  # type: ignore[no-untyped-call]
+    return result
+
+
+def _scaling(replicas: Replicas) -> dict[str, Any]:
+    """A fixed number of replicas, or Serve's autoscaler where there is something to scale."""
+    if replicas.min_replicas == replicas.max_replicas:
+        return {"num_replicas": replicas.min_replicas}
+    names = {"min_replicas", "max_replicas", "target_ongoing_requests", "upscale_delay_s", "downscale_delay_s"}
+    return {"autoscaling_config": replicas.model_dump(include=names)}
+
+
+def _logging(settings: ServeSettings) -> dict[str, Any]:
+    return {"log_level": "INFO" if settings.access_log else "WARNING", "enable_access_log": settings.access_log}
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise MachineError(
+                f"serve.host {host}, serve.port {port}: {error.strerror}; stop what listens there, "
+                "or serve on another port with serve.port=N"
+            ) from None
+
+
+def _wait_for_signal() -> None:
+    stop = threading.Event()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: stop.set()) for number in signals]
+    try:
+        # A wait without a limit would keep Python from running the handler on some systems.
+        while not stop.wait(1):
+            pass
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)

@@ -1,0 +1,70 @@
+"""The retriever replica: model and index of one release side by side, behind micro-batches."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import ray.serve
+import torch
+
+from serve.answer import Answer, EncodedQuery, Query, Refusal
+from serve.engine import Engine, MissingTimes
+from serve.index.on_faiss import set_search_threads
+from serve.settings import Batching, Replicas
+
+
+@dataclass
+class _Waiting:
+    """A request in the batch queue."""
+
+    query: EncodedQuery
+    abandoned: bool = False  # its deadline passed or its client left
+
+
+class Retriever:
+    """Serve deployment. The model runs in one thread and the search in another, so the replica's own
+    loop stays free for health checks, and one batch is searched while the next is encoded.
+    """
+
+    def __init__(self, release: str, batching: Batching, replicas: Replicas) -> None:
+        torch.set_num_threads(replicas.torch_threads)
+        self._engine = Engine.open(release, device="cuda" if replicas.num_gpus else "cpu")
+        self._engine.warm_up()
+        self._model_thread = ThreadPoolExecutor(1, "model")
+        self._search_thread = ThreadPoolExecutor(
+            1, "search", initializer=set_search_threads, initargs=(replicas.torch_threads,)
+        )
+        # Two batches at a time: one in each thread.
+        self._answer_batched = ray.serve.batch(
+            max_batch_size=batching.max_batch_size,
+            batch_wait_timeout_s=batching.wait_seconds,
+            max_concurrent_batches=2,
+        )(self._answer_batch)
+
+    async def retrieve(self, query: Query) -> Answer | Refusal:
+        """Answer one query together with whatever else is waiting."""
+        try:
+            waiting = _Waiting(self._engine.encode(query))
+        except MissingTimes as error:
+            return Refusal("history.0.timestamp", str(error))
+        try:
+            answer = await self._answer_batched(waiting)
+        except asyncio.CancelledError:
+            # Under overload most of a queue may be past its deadline; computing it would starve the rest.
+            waiting.abandoned = True
+            raise
+        assert answer is not None  # only an abandoned request has no answer
+        return answer
+
+    async def _answer_batch(self, batch: list[_Waiting]) -> list[Answer | None]:
+        loop = asyncio.get_running_loop()
+        wanted = [place for place, waiting in enumerate(batch) if not waiting.abandoned]
+        results: list[Answer | None] = [None] * len(batch)
+        if not wanted:
+            return results
+        queries = [batch[place].query for place in wanted]
+        query_QD = await loop.run_in_executor(self._model_thread, self._engine.query_vectors, queries)
+        hits = await loop.run_in_executor(self._search_thread, self._engine.search, queries, query_QD)
+        for place, answer in zip(wanted, self._engine.answers(queries, hits), strict=True):
+            results[place] = answer
+        return results

@@ -1,0 +1,145 @@
+"""Bodies of `/v1/retrieve`, and the checks that need the application's limits."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+
+from serve.answer import Answer, Query
+from serve.settings import Limits
+
+# The year 3000. Beyond it a time is surely in milliseconds.
+MAX_TIME = 32_503_680_000
+
+ItemId = Annotated[StrictStr, Field(min_length=1, max_length=256)] | Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
+Seconds = Annotated[StrictInt, Field(ge=0, le=MAX_TIME, description="seconds since 1970, UTC")]
+
+
+class Body(BaseModel):
+    """Base of all bodies: a misspelt name is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Event(Body):
+    """One event of the history."""
+
+    item_id: ItemId = Field(description="the item's id in the catalogue; 12 and '12' are the same item")
+    timestamp: Seconds | None = Field(None, description="when it happened; give it for all events or for none")
+    action: Annotated[StrictStr, Field(min_length=1, max_length=256)] | None = Field(
+        None, description="what the user did, in the log's words"
+    )
+
+
+class RetrieveRequest(Body):
+    """What is asked for."""
+
+    history: list[Event] = Field(
+        description="the user's events; sorted by time, and without times they stand oldest first"
+    )
+    k: Annotated[StrictInt, Field(ge=1)] = Field(10, description="items wanted")
+    request_time: Seconds | None = Field(None, description="when the answer will be shown; now if left out")
+    exclude_seen: StrictBool = Field(True, description="leave out every item of the whole history")
+    exclude_item_ids: list[ItemId] = Field(default_factory=list, description="further items to leave out")
+    deadline_ms: Annotated[StrictInt, Field(ge=1)] | None = Field(
+        None, description="milliseconds after which the answer is worth nothing"
+    )
+
+
+class Item(Body):
+    """One item of the answer."""
+
+    item_id: str
+    score: float = Field(description="the model's inner product; training events in a popularity fallback")
+    title: str | None = Field(None, description="from the catalogue; null if it has none")
+
+
+class RetrieveResponse(Body):
+    """The answer, best first."""
+
+    release: str = Field(description="id of the release that answered")
+    items: list[Item]
+    fallback: Literal["popularity"] | None = Field(description="set where the model had nothing to go by")
+    unknown_items: int = Field(description="events dropped because the catalogue lacks their item")
+    unknown_actions: int = Field(description="events whose action the model does not know; the event is kept")
+    history_events_used: int = Field(description="events the model saw")
+
+
+class Problem(Body):
+    """One thing wrong with a request."""
+
+    field: str = Field(description="path of the field, such as history.3.item_id")
+    message: str
+
+
+class Problems(Body):
+    """Body of every answer that is not 200."""
+
+    problems: list[Problem]
+
+
+class BadRequest(Exception):
+    """A request that is well formed but may not be asked."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+
+def to_query(request: RetrieveRequest, limits: Limits, now: int) -> Query:
+    """The query of a request.
+
+    Args:
+        now: seconds UTC; stands in for a missing `request_time`.
+
+    Raises:
+        BadRequest: naming every field that is past a limit or does not fit the others.
+    """
+    problems = [Problem(field=field, message=message) for field, message in _problems(request, limits)]
+    if problems:
+        raise BadRequest(problems)
+    events = request.history
+    timestamps = [event.timestamp for event in events if event.timestamp is not None]
+    has_actions = any(event.action is not None for event in events)
+    return Query(
+        item_ids=[str(event.item_id) for event in events],
+        k=request.k,
+        request_time=now if request.request_time is None else request.request_time,
+        timestamps=timestamps if timestamps else None,
+        actions=[event.action for event in events] if has_actions else None,
+        exclude_seen=request.exclude_seen,
+        exclude_item_ids=[str(item_id) for item_id in request.exclude_item_ids],
+    )
+
+
+def to_response(answer: Answer) -> RetrieveResponse:
+    """The body of an answer."""
+    rows = zip(answer.item_ids, answer.scores, answer.titles, strict=True)
+    return RetrieveResponse(
+        release=answer.release,
+        items=[Item(item_id=item_id, score=score, title=title) for item_id, score, title in rows],
+        fallback=answer.fallback,
+        unknown_items=answer.unknown_items,
+        unknown_actions=answer.unknown_actions,
+        history_events_used=answer.history_events_used,
+    )
+
+
+def _problems(request: RetrieveRequest, limits: Limits) -> Iterator[tuple[str, str]]:
+    yield from _too_many("history", "events", len(request.history), limits.max_history_events)
+    yield from _too_many("k", "items", request.k, limits.max_k)
+    yield from _too_many("exclude_item_ids", "items", len(request.exclude_item_ids), limits.max_excluded_items)
+    yield from _too_many("deadline_ms", "milliseconds", request.deadline_ms or 0, limits.max_deadline_ms)
+    times = [event.timestamp for event in request.history]
+    if None in times and any(time is not None for time in times):
+        missing = times.index(None)
+        yield f"history.{missing}.timestamp", "missing while other events have one; give it for all events or for none"
+        return
+    newest = max((time for time in times if time is not None), default=0)
+    if request.request_time is not None and request.request_time < newest:
+        yield "request_time", f"found {request.request_time}, which is before the newest event's {newest}"
+
+
+def _too_many(field: str, unit: str, found: int, limit: int) -> Iterator[tuple[str, str]]:
+    if found > limit:
+        yield field, f"found {found} {unit}, expected at most {limit}"

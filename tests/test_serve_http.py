@@ -1,0 +1,162 @@
+"""One real Serve application over real HTTP."""
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import ray.serve
+
+from data.errors import EndpointError, MachineError
+from serve import client
+from serve.answer import Query
+from serve.app import _wait_for_signal, run
+from serve.engine import Engine
+from serve.release import run as build_release
+from tests.serve_world import ACTIONS, NUM_ITEMS, START, item_id, write_artifact, write_dataset
+
+# Ray reads its own log files and sockets from the driver; what it leaves to the collector is not ours.
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+
+# Every request waits this long for others, so a shorter deadline always passes.
+WAIT_SECONDS = 0.15
+SETTINGS = {
+    "batching": {"max_batch_size": 4, "wait_seconds": WAIT_SECONDS},
+    "queueing": {"max_ongoing_requests": 8, "max_queued_requests": 24, "retry_after_seconds": 2},
+    "limits": {"max_body_bytes": 100_000, "max_k": 40},
+    "deadline_ms": 10_000,
+}
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("serve")
+    dataset = write_dataset(place / "dataset")
+    artifact = write_artifact(place / "artifact", dataset)
+    build_release(str(artifact.directory), str(place / "release"), {}, dataset=str(dataset.directory))
+    return place / "release"
+
+
+@pytest.fixture(scope="module")
+def url(release: Path, ray_session: None) -> Iterator[str]:
+    ready: list[dict[str, Any]] = []
+    recipe = {"serve": {**SETTINGS, "port": free_port()}}
+    result = run(str(release), recipe, blocking=False, on_ready=ready.append)
+    assert ready == [result]
+    yield result["url"]
+    ray.serve.shutdown()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def history(seed: int) -> list[dict[str, Any]]:
+    """Events in no order of time; ids as strings, actions now and then."""
+    return [
+        {
+            "item_id": item_id((7 * seed + 3 * event) % NUM_ITEMS + 1),
+            "timestamp": START + (event * 7919) % 1000,
+            **({"action": ACTIONS[event % 2]} if event % 3 else {}),
+        }
+        for event in range(1 + seed)
+    ]
+
+
+def in_process(engine: Engine, events: list[dict[str, Any]], k: int) -> list[str]:
+    query = Query(
+        item_ids=[event["item_id"] for event in events],
+        timestamps=[event["timestamp"] for event in events],
+        actions=[event.get("action") for event in events],
+        k=k,
+        request_time=START + 5_000,
+    )
+    return engine.answer([query])[0].item_ids
+
+
+def post_all(url: str, bodies: list[dict[str, Any]]) -> list[httpx.Response]:
+    async def send() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=len(bodies))
+        async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as http:
+            return await asyncio.gather(*(http.post("/v1/retrieve", json=body) for body in bodies))
+
+    return asyncio.run(send())
+
+
+def test_concurrent_answers_equal_those_of_the_release_in_process(url: str, release: Path) -> None:
+    engine = Engine.open(release)
+    histories = [history(seed) for seed in range(14)]
+    bodies = [{"history": events, "k": 5 + len(events), "request_time": START + 5_000} for events in histories]
+    responses = post_all(url, bodies)
+    assert [response.status_code for response in responses] == [200] * len(bodies)
+    for events, body, response in zip(histories, bodies, responses, strict=True):
+        content = response.json()
+        assert content["release"] == engine.release_id
+        assert content["fallback"] is None
+        assert [item["item_id"] for item in content["items"]] == in_process(engine, events, body["k"])
+        assert content["items"][0]["title"] == f"Title {int(content['items'][0]['item_id'][1:])}"
+
+
+def test_fallback_and_unknown_items_are_marked(url: str) -> None:
+    answer = client.run(url, [], k=3)
+    assert answer["fallback"] == "popularity"
+    assert [item["item_id"] for item in answer["items"]] == [item_id(6), item_id(13), item_id(20)]
+    [response] = post_all(url, [{"history": [{"item_id": 404, "timestamp": 1}, *history(2)]}])
+    assert response.json()["unknown_items"] == 1
+    assert response.json()["history_events_used"] == 3
+
+
+def test_bad_requests_are_named_over_http(url: str) -> None:
+    with pytest.raises(EndpointError, match=r"422, expected 200; history\.0\.timestamp: .*reads times"):
+        client.run(url, [item_id(1)])
+    with pytest.raises(EndpointError, match=r"422, expected 200; k: found 41 items, expected at most 40"):
+        client.run(url, [], k=41)
+    with pytest.raises(EndpointError, match="413, expected 200; the body is larger"):
+        client.run(url, [item_id(1)] * 10_000)
+    assert httpx.get(f"{url}/nowhere").status_code == 404
+
+
+def test_a_deadline_shorter_than_the_batch_wait_is_504(url: str) -> None:
+    with pytest.raises(EndpointError, match=r"504, expected 200; deadline_ms: no answer within 20 ms"):
+        client.run(url, [], deadline_ms=20)
+
+
+def test_overload_is_503_with_retry_after_and_passes(url: str) -> None:
+    responses = post_all(url, [{"history": history(3), "request_time": START + 5_000}] * 150)
+    refused = [response for response in responses if response.status_code == 503]
+    answered = [response for response in responses if response.status_code == 200]
+    assert refused
+    assert answered
+    assert len(refused) + len(answered) == len(responses)
+    assert {response.headers.get("retry-after") for response in refused} == {"2"}
+    assert client.run(url, [])["items"]
+
+
+def test_health_and_documentation(url: str) -> None:
+    assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
+    assert "swagger" in httpx.get(f"{url}/docs").text.lower()
+    assert "/v1/retrieve" in httpx.get(f"{url}/openapi.json").json()["paths"]
+
+
+def test_a_taken_port_is_refused_before_anything_starts(url: str, release: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(MachineError, match=rf"serve.port {port}: .* serve on another port"):
+            run(str(release), {"serve": {"port": port}}, blocking=False)
+
+
+def test_serving_ends_at_sigterm_and_gives_the_handlers_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    _wait_for_signal()
+    assert signal.getsignal(signal.SIGTERM) is before
