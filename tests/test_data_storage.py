@@ -1,0 +1,77 @@
+"""Directories are whole or absent, and manifests say what they are."""
+
+from pathlib import Path
+
+import pytest
+
+from data.errors import DatasetError, FarsightError
+from data.storage import MANIFEST, directory_hashes, file_hash, published_directory, read_manifest, write_json
+
+
+def test_a_published_directory_appears_only_when_the_body_has_ended(tmp_path: Path) -> None:
+    final = tmp_path / "deep" / "out"
+    with published_directory(final) as aside:
+        (aside / "a").write_text("1")
+        assert not final.exists()
+    assert (final / "a").read_text() == "1"
+    assert [path.name for path in final.parent.iterdir()] == ["out"]
+
+
+def test_a_body_that_raises_leaves_nothing_behind(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with published_directory(tmp_path / "out") as aside:
+            (aside / "a").write_text("1")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_stands_is_replaced_only_when_asked_and_only_by_a_whole_one(tmp_path: Path) -> None:
+    final = tmp_path / "out"
+    final.mkdir()
+    (final / "old").write_text("1")
+    with pytest.raises(FarsightError, match="out: already exists; choose another place or remove it"):
+        published_directory(final).__enter__()
+    with pytest.raises(ZeroDivisionError), published_directory(final, replace=True):
+        raise ZeroDivisionError
+    assert (final / "old").exists()
+    with published_directory(final, replace=True) as aside:
+        (aside / "new").write_text("2")
+    assert [path.name for path in final.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_hashes_name_every_file_but_the_manifest_and_change_with_a_byte(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a").write_bytes(b"x")
+    (tmp_path / "b").write_bytes(b"y")
+    write_json(tmp_path / MANIFEST, {})
+    before = directory_hashes(tmp_path)
+    assert list(before) == ["b", "sub/a"]
+    assert directory_hashes(tmp_path, lambda name: name == "b") == {"b": file_hash(tmp_path / "b")}
+    (tmp_path / "sub" / "a").write_bytes(b"z")
+    assert directory_hashes(tmp_path)["sub/a"] != before["sub/a"]
+
+
+def test_a_manifest_of_the_right_kind_and_version_is_read(tmp_path: Path) -> None:
+    write_json(tmp_path / MANIFEST, {"kind": "dataset", "format_version": 1, "counts": {"users": 2}})
+    assert read_manifest(tmp_path, "dataset", 1, DatasetError)["counts"]["users"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no manifest.json, so this is not a finished dataset; make it again"),
+        ("{", "not valid JSON"),
+        ('{"kind": "log", "format_version": 1}', "found kind 'log' version 1, expected 'dataset' version 1"),
+        ('{"kind": "dataset", "format_version": 2}', "found kind 'dataset' version 2, expected 'dataset' version 1"),
+    ],
+)
+def test_what_is_not_a_finished_dataset_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / MANIFEST).write_text(content)
+    with pytest.raises(DatasetError, match=message):
+        read_manifest(tmp_path, "dataset", 1, DatasetError)
