@@ -4,6 +4,7 @@ All steps run in this process and share one private Ray, which saves ten seconds
 Run as `python -m cluster.demo [RECIPE] [a.b=c ...]`; everything is written to `runs/RECIPE/`, which is emptied first.
 """
 
+import json
 import shlex
 import shutil
 import signal
@@ -22,6 +23,8 @@ from cluster.output import set_up_logging
 from cluster.recipe_files import find_recipe, read_recipe, split_words
 
 HISTORY_EVENTS = 8
+# The answer is wanted this long after the history's last event.
+SECONDS_LATER = 60
 
 
 def walk(recipe: str, overrides: Sequence[str] = ()) -> None:
@@ -39,8 +42,9 @@ def walk(recipe: str, overrides: Sequence[str] = ()) -> None:
         oracle = f"oracle={log / 'oracle.parquet'}"
         asked = ["evaluate", "--artifact", str(artifact), "--dataset", str(dataset), "--rankings", oracle]
         _command([*asked, *words])
-        history = [word for item in _one_history(log) for word in ("--item", item)]
-        _command(["retrieve", "--url", url, *history])
+        history = run / "history.json"
+        request_time = _write_one_history(log, history)
+        _command(["retrieve", "--url", url, "--history", str(history), "--request-time", str(request_time)])
     click.echo(f"\nthe whole path took {time.monotonic() - started:.0f} s; everything is in {run}/")
 
 
@@ -67,15 +71,18 @@ def _endpoint(release: Path, words: Sequence[str]) -> Iterator[str]:
         floors.start(floors.STOP_SERVING)
 
 
-def _one_history(log: Path) -> list[str]:
-    """The newest items of the user whose event is last in the log, oldest first, each with its title shown."""
+def _write_one_history(log: Path, path: Path) -> int:
+    """Write the newest events of the user whose event is last in the log, show them, and return when to ask."""
     shard = max((log / "events").iterdir())
-    events = pq.read_table(shard, columns=["user_id", "item_id"]).to_pylist()
+    columns = ["user_id", "item_id", "timestamp", "action"]
+    rows = pq.read_table(shard, columns=columns).to_pylist()
+    user = rows[-1]["user_id"]
+    events = [{name: row[name] for name in columns[1:]} for row in rows if row["user_id"] == user][-HISTORY_EVENTS:]
+    path.write_text(json.dumps(events, indent=2), encoding="utf-8")
     titles = {row["item_id"]: row.get("title") for row in pq.read_table(log / "catalogue.parquet").to_pylist()}
-    user = events[-1]["user_id"]
-    items = [event["item_id"] for event in events if event["user_id"] == user][-HISTORY_EVENTS:]
-    click.echo(f"\nuser {user} has lately seen: " + ", ".join(f"{item} ({titles[item]})" for item in items))
-    return items
+    seen = ", ".join(f"{event['item_id']} ({titles[event['item_id']]})" for event in events)
+    click.echo(f"\nuser {user} has lately seen: {seen}")
+    return int(events[-1]["timestamp"]) + SECONDS_LATER
 
 
 def main() -> None:

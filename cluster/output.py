@@ -77,6 +77,7 @@ def set_up_logging(*, verbose: bool) -> None:
     """
     if not verbose:
         os.environ.setdefault("RAY_LOG_TO_DRIVER", "0")
+        os.environ.setdefault("RAY_LOG_TO_DRIVER_EVENT_LEVEL", "ERROR")
     root = logging.getLogger()
     root.handlers = [handler for handler in root.handlers if not isinstance(handler, _LineHandler)]
     lines = _LineHandler()

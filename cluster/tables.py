@@ -37,13 +37,15 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, 
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for column in columns:
         numeric = any(isinstance(row.get(column), int | float) for row in rows)
         # Paths and advice fold instead of being cut: a table that hides its end helps nobody.
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*[shown(row.get(column)) for column in columns])
+    # Not the table's own title, which would be folded to the table's width.
+    print(title)
     # No colours and a fixed width when piped, so that logs and tests read the same everywhere.
     width = None if sys.stdout.isatty() else 120
     Console(file=sys.stdout, width=width, highlight=False).print(table)
