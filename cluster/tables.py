@@ -8,6 +8,7 @@ from cluster.output import shown
 
 
 def print_rankings(result: dict[str, Any]) -> None:
+    """Metrics of every ranking of an evaluation, with what was ranked in the title."""
     rows, protocol = result["rows"], result["protocol"]
     first, *others = sorted(int(name.partition("@")[2]) for name in rows[0] if name.startswith("ndcg@"))
     columns = ["model", *(f"{metric}@{first}" for metric in ("ndcg", "recall", "mrr", "coverage"))]
@@ -17,10 +18,12 @@ def print_rankings(result: dict[str, Any]) -> None:
 
 
 def print_checks(result: dict[str, Any]) -> None:
+    """The rows of doctor."""
     print_table("This machine", ["check", "state", "found", "what to do"], result["checks"])
 
 
 def print_answer(answer: dict[str, Any]) -> None:
+    """The items of an answer, best first."""
     rows = [{"rank": rank, **item} for rank, item in enumerate(answer["items"], start=1)]
     columns = [name for name in ("rank", "item_id", "score", "title") if any(row.get(name) for row in rows)]
     title = f"Release {answer['release']}, from {answer['history_events_used']} events"
