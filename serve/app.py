@@ -22,6 +22,8 @@ from serve.settings import Replicas, ServeSettings
 logger = logging.getLogger(__name__)
 
 APPLICATION = "farsight"
+# Requests that a gateway replica may hold, per request that it lets through.
+REFUSING_ROOM = 8
 
 
 class AppArguments(Settings):
@@ -34,21 +36,23 @@ class AppArguments(Settings):
 def app(args: AppArguments) -> ray.serve.Application:
     """Gateway and retriever replicas, wired together."""
     settings, queueing, replicas = args.serve, args.serve.queueing, args.serve.replicas
+    let_through = queueing.max_in_flight * settings.gateway.num_replicas
     retriever = ray.serve.deployment(
         name="retriever",
-        max_ongoing_requests=queueing.max_ongoing_requests,
-        max_queued_requests=queueing.max_queued_requests,
+        # Never full, wherever the router sends what the gateways let through (see `Queueing`).
+        max_ongoing_requests=let_through,
+        # Reached only while no replica runs.
+        max_queued_requests=queueing.max_in_flight,
         ray_actor_options={"num_cpus": replicas.num_cpus, "num_gpus": replicas.num_gpus},
         logging_config=_logging(settings),
         **_scaling(replicas),
     )(Retriever)
-    # The gateway must hold all that its retrievers hold, or their queue limit would never be seen.
-    held = queueing.max_ongoing_requests * replicas.max_replicas + queueing.max_queued_requests
     gateway = ray.serve.deployment(
         name="gateway",
         num_replicas=settings.gateway.num_replicas,
-        max_ongoing_requests=2 * held,
-        max_queued_requests=held,
+        # Room beyond what it lets through, so that it can refuse; the proxy refuses what is past that.
+        max_ongoing_requests=REFUSING_ROOM * queueing.max_in_flight,
+        max_queued_requests=let_through,
         backpressure_config={"status_code": 503, "retry_after_s": queueing.retry_after_seconds},
         ray_actor_options={"num_cpus": settings.gateway.num_cpus},
         logging_config=_logging(settings),

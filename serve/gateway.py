@@ -34,8 +34,14 @@ logger = logging.getLogger(__name__)
 
 Ask = Callable[[Query], Awaitable[Answer | Refusal]]
 
+
+class Overloaded(Exception):
+    """As many requests as allowed are in flight."""
+
+
 # A replica that was lost or is not there yet: the same request may succeed elsewhere or soon.
 UNAVAILABLE = (
+    Overloaded,
     ray.serve.exceptions.BackPressureError,
     ray.serve.exceptions.DeploymentUnavailableError,
     ray.exceptions.RayActorError,
@@ -49,12 +55,19 @@ class Gateway:
     def __init__(self, retriever: ray.serve.handle.DeploymentHandle[Any], settings: ServeSettings) -> None:
         self._retriever = retriever
         self._settings = settings
+        self._in_flight = 0
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # the name that Serve looks for
         return create_api(self._ask, self._settings)
 
     async def _ask(self, query: Query) -> Answer | Refusal:
-        answer: Answer | Refusal = await self._retriever.retrieve.remote(query)
+        if self._in_flight >= self._settings.queueing.max_in_flight:
+            raise Overloaded
+        self._in_flight += 1
+        try:
+            answer: Answer | Refusal = await self._retriever.retrieve.remote(query)
+        finally:
+            self._in_flight -= 1
         return answer
 
 
@@ -82,7 +95,8 @@ def create_api(ask: Ask, settings: ServeSettings) -> FastAPI:
         except TimeoutError:
             return _problems(504, "deadline_ms", f"no answer within {deadline_ms} ms; ask with a later deadline")
         except UNAVAILABLE as error:
-            logger.warning("request refused: %s", type(error).__name__)
+            if not isinstance(error, Overloaded):  # the usual kind; a line for each would feed the overload
+                logger.warning("no retriever for a request: %s", type(error).__name__)
             response = _problems(503, "", "overloaded; ask again after the seconds in Retry-After")
             response.headers["Retry-After"] = str(settings.queueing.retry_after_seconds)
             return response

@@ -76,13 +76,14 @@ class Replicas(Settings):
 
 
 class Queueing(Settings):
-    """How many requests wait where; past the queue a request is answered 503 at once."""
+    """How many requests may wait; past that a request is answered 503 at once.
 
-    max_ongoing_requests: int = Field(
-        128, ge=1, description="requests in flight per retriever replica; at least two full batches"
-    )
-    max_queued_requests: int = Field(
-        256, ge=1, description="requests that the gateway holds back while all replicas are full"
+    The gateway counts, and not Serve's own limits: once a replica is full, Serve's router polls it
+    with a growing pause, and throughput falls just when it is needed most.
+    """
+
+    max_in_flight: int = Field(
+        128, ge=1, description="requests that one gateway replica lets through at a time, waiting ones included"
     )
     retry_after_seconds: int = Field(1, ge=1, description="seconds in the Retry-After header of a 503")
 
@@ -112,12 +113,13 @@ class ServeSettings(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> "ServeSettings":
-        # One batch runs while the next one fills; with fewer requests in flight batches never fill.
-        needed = 2 * self.batching.max_batch_size
-        if self.queueing.max_ongoing_requests < needed:
+        # In each replica one batch runs while the next one fills; with fewer requests batches never fill.
+        needed = 2 * self.batching.max_batch_size * self.replicas.max_replicas
+        found = self.queueing.max_in_flight * self.gateway.num_replicas
+        if found < needed:
             raise ValueError(
-                f"queueing.max_ongoing_requests {self.queueing.max_ongoing_requests} is below {needed}, two batches "
-                f"of batching.max_batch_size {self.batching.max_batch_size}"
+                f"queueing.max_in_flight times gateway.num_replicas is {found}, expected at least {needed}: two "
+                f"batches of batching.max_batch_size {self.batching.max_batch_size} for each of replicas.max_replicas"
             )
         if self.deadline_ms > self.limits.max_deadline_ms:
             raise ValueError(

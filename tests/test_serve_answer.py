@@ -100,7 +100,7 @@ def test_integer_and_string_ids_are_the_same_item() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"queueing": {"max_ongoing_requests": 63}}, "two batches"),
+        ({"queueing": {"max_in_flight": 63}}, "expected at least 64: two"),
         ({"deadline_ms": 20_000}, "is above limits.max_deadline_ms"),
         ({"replicas": {"min_replicas": 3, "max_replicas": 2}}, "is below min_replicas"),
     ],
