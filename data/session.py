@@ -24,5 +24,12 @@ def connect() -> None:
         ray.init(logging_level=logging.WARNING)
         return
     num_cpus = max(os.cpu_count() or 1, MIN_LOGICAL_CPUS)
-    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.WARNING)
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        logging_level=logging.WARNING,
+        # What workers print stays in Ray's own log files unless somebody is debugging.
+        log_to_driver=logger.isEnabledFor(logging.DEBUG),
+    )
     logger.info("started a local Ray with %d logical CPUs", num_cpus)

@@ -22,6 +22,7 @@ def window_dataset(dataset: PreparedDataset, *, max_events: int, rule: WindowRul
     carries no meaning.
     """
     histories = ray.data.read_parquet([str(shard) for shard in dataset.shards])
+    histories.context.enable_progress_bars = False  # training shows its own
     cut: Any = functools.partial(cut_windows, max_events=max_events, rule=rule)
     return histories.select_columns([*WINDOW_COLUMNS, "num_train"]).map_batches(cut, batch_format="pyarrow")
 

@@ -92,7 +92,14 @@ def plain_weights(engine: Any) -> dict[str, torch.Tensor]:
         return {name: value.detach().float().cpu().clone() for name, value in parameters.items()}
 
 
-def gradient_norm(engine: Any) -> float | None:
-    """Global gradient norm of the last optimiser step, before clipping; None where DeepSpeed keeps none."""
-    norm = engine.get_global_grad_norm()
-    return None if norm is None else float(norm)
+def gradient_norm(engine: Any) -> float:
+    """Global gradient norm before clipping; called between `engine.backward` and `engine.step`.
+
+    ZeRO stages split gradients over ranks and keep the norm of the last optimiser step themselves;
+    NaN before the first one.
+    """
+    if engine.zero_optimization_stage():
+        kept = engine.get_global_grad_norm()
+        return math.nan if kept is None else float(kept)
+    gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))

@@ -17,7 +17,7 @@ from data.stream import training_batches
 from modeling.build import build_retriever
 from modeling.settings import ModelSettings
 from trainer.checkpoints import METRIC, LoopState, report_checkpoint, resume
-from trainer.engine import gradient_norm, plain_weights, start_engine
+from trainer.engine import plain_weights, start_engine
 from trainer.evaluation import RetrieverScorer, evaluate_cases, split_cases
 from trainer.ranks import Ranks
 from trainer.settings import EvaluateSettings, TrainSettings
@@ -109,8 +109,11 @@ def _train_epoch(worker: Worker) -> None:
     window = StepWindow()
     for batch, waited_seconds in _agreed(_epoch_batches(worker), worker.ranks):
         where = f"epoch {state.epoch}, batch {state.step}"
-        figures = train_step(worker.engine, batch, generator=worker.generator, ranks=worker.ranks, where=where)
         state.step += 1
+        due = state.step % train.tracking.every_steps == 0
+        figures = train_step(
+            worker.engine, batch, generator=worker.generator, ranks=worker.ranks, where=where, measure_norm=due
+        )
         window.add(
             loss=figures["loss"],
             num_targets=figures["num_targets"],
@@ -118,13 +121,13 @@ def _train_epoch(worker: Worker) -> None:
             num_padded=batch["items_BL"].numel(),
             waited_seconds=waited_seconds,
         )
-        if worker.telemetry is not None and state.step % train.tracking.every_steps == 0:
+        if worker.telemetry is not None and due:
             worker.telemetry.write(
                 "step",
                 state.step,
                 epoch=state.epoch,
                 learning_rate=worker.engine.get_lr()[0],
-                gradient_norm=gradient_norm(worker.engine),
+                gradient_norm=figures["gradient_norm"],
                 **window.figures(worker.ranks.world),
             )
 

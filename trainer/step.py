@@ -7,6 +7,7 @@ import torch
 
 from data.batch import Batch
 from data.errors import NonFiniteLoss
+from trainer.engine import gradient_norm
 from trainer.ranks import Ranks
 
 
@@ -15,14 +16,18 @@ class StepFigures(TypedDict):
 
     loss: float  # of this rank
     num_targets: int  # of this rank
+    gradient_norm: float | None  # over all ranks, before clipping; None if not measured
 
 
-def train_step(engine: Any, batch: Batch, *, generator: torch.Generator, ranks: Ranks, where: str) -> StepFigures:
+def train_step(
+    engine: Any, batch: Batch, *, generator: torch.Generator, ranks: Ranks, where: str, measure_norm: bool
+) -> StepFigures:
     """Forward, backward, and an optimiser step whenever the accumulated batches are complete.
 
     Args:
         engine: the DeepSpeed engine; its module is a `modeling.retriever.Retriever`.
         where: epoch and batch, for the message of an error.
+        measure_norm: whether to report the gradient norm, which costs a pass over all gradients.
 
     Raises:
         NonFiniteLoss: on every rank, before any weight changes, if the loss of any rank is NaN or
@@ -38,5 +43,6 @@ def train_step(engine: Any, batch: Batch, *, generator: torch.Generator, ranks: 
             "train.optimizer.learning_rate or look at these histories"
         )
     engine.backward(losses["loss"])
+    norm = gradient_norm(engine) if measure_norm else None
     engine.step()
-    return StepFigures(loss=loss, num_targets=int(losses["num_targets"]))
+    return StepFigures(loss=loss, num_targets=int(losses["num_targets"]), gradient_norm=norm)

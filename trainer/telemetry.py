@@ -53,7 +53,7 @@ class Telemetry:
     def close(self) -> None:
         """End the W&B run and close the file."""
         if self._wandb is not None:
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
         self._file.close()
 
 

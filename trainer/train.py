@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import logging
 import time
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from data.dataset import PreparedDataset
@@ -24,6 +25,8 @@ from trainer.curves import draw_curve
 from trainer.loop import train_worker
 from trainer.progress import progress_bar
 from trainer.settings import EvaluateSettings, TrainSettings, WorkerSettings
+
+logger = logging.getLogger(__name__)
 
 ARTIFACT = "artifact"
 RUN_FILE = "run.json"
@@ -152,9 +155,10 @@ def _fit(train: TrainSettings, model: ModelSettings, dataset: PreparedDataset, c
             use_gpu=workers.use_gpu,
             resources_per_worker={"CPU": workers.cpus_per_worker, **({"GPU": 1} if workers.use_gpu else {})},
         ),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the signature of Train V1
             name="ray",
             storage_path=config["train"]["run_dir"],
+            logging_config=LoggingConfig(log_level="INFO" if logger.isEnabledFor(logging.DEBUG) else "WARNING"),
             failure_config=FailureConfig(max_failures=workers.max_failures),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=train.checkpoints_kept,
