@@ -21,7 +21,8 @@ def window_dataset(dataset: PreparedDataset, *, max_events: int, rule: WindowRul
     Needs a Ray session. Users were dealt to shards by hash at ingest, so the order of the shards
     carries no meaning.
     """
-    histories = ray.data.read_parquet([str(shard) for shard in dataset.shards])
+    # Absolute: Ray's workers stand in the directory where Ray was started, not in ours.
+    histories = ray.data.read_parquet([str(shard.absolute()) for shard in dataset.shards])
     histories.context.enable_progress_bars = False  # training shows its own
     cut: Any = functools.partial(cut_windows, max_events=max_events, rule=rule)
     return histories.select_columns([*WINDOW_COLUMNS, "num_train"]).map_batches(cut, batch_format="pyarrow")
