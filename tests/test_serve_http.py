@@ -21,8 +21,7 @@ from serve.engine import Engine
 from serve.release import run as build_release
 from tests.serve_world import ACTIONS, NUM_ITEMS, START, item_id, write_artifact, write_dataset
 
-# Ray reads its own log files and sockets from the driver; what it leaves to the collector is not ours.
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+pytestmark = pytest.mark.ray
 
 # Every request waits this long for others, so a shorter deadline always passes.
 WAIT_SECONDS = 0.15

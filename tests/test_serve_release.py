@@ -13,10 +13,12 @@ from data.dataset import PreparedDataset
 from data.encode import encode_histories
 from data.errors import ArtifactError, ArtifactMismatch
 from modeling.artifact import Artifact
+from modeling.metrics import hide, top_rows
 from serve.answer import Query
 from serve.engine import Engine, MissingTimes
 from serve.release import Release, run
 from tests.serve_world import ACTIONS, MAX_EVENTS, NUM_ITEMS, START, item_id, write_artifact, write_dataset
+from trainer.evaluation import RetrieverScorer, split_cases
 
 FLAT: dict[str, object] = {}
 
@@ -140,6 +142,32 @@ def test_answers_equal_the_exact_top_k_of_the_same_history(engine: Engine, artif
         assert answer.fallback is None
         assert answer.history_events_used == min(len(query.item_ids), MAX_EVENTS)
         assert answer.titles == [f"Title {int(name[1:])}" for name in answer.item_ids]
+
+
+def test_answers_equal_the_top_k_that_offline_evaluation_ranks(
+    engine: Engine, artifact: Artifact, dataset: PreparedDataset
+) -> None:
+    vocabulary = artifact.vocabulary()
+    scorer = RetrieverScorer(artifact.load_retriever(), max_events=MAX_EVENTS)
+    for cases in split_cases(dataset, "test", users_per_batch=8):
+        seen = [torch.from_numpy(rows) for rows in cases.items]
+        with torch.inference_mode():
+            top_Bk = top_rows(hide(scorer(cases), seen), 10)[0]
+        names = [None, *ACTIONS]
+        queries = [
+            Query(
+                item_ids=vocabulary.external(items.tolist()),
+                timestamps=times.tolist(),
+                actions=[names[code] for code in actions],
+                k=10,
+                request_time=query_time,
+            )
+            for items, times, actions, query_time in zip(
+                cases.items, cases.times, cases.actions, cases.query_times, strict=True
+            )
+        ]
+        answers = engine.answer(queries)
+        assert [answer.item_ids for answer in answers] == [vocabulary.external(rows) for rows in top_Bk.tolist()]
 
 
 def test_a_batch_answers_each_query_as_if_it_were_alone(engine: Engine) -> None:

@@ -1,7 +1,7 @@
 """What every index does, whatever holds its vectors. Q queries, D width, K hits."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ class Hits:
     scores_QK: Float32[npt.NDArray[np.float32], "Q K"]
 
 
+@runtime_checkable
 class Index(Protocol):
     """Items 1 to `num_items`, searched by inner product."""
 
