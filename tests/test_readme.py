@@ -1,0 +1,106 @@
+"""Every command of README.md works: its shell blocks run in order, in one directory, as they stand there.
+
+`farsight` commands run in this process on the shared Ray session, the endpoint on a free port; everything else runs
+in a shell. Lines with `make` are checked against the Makefile instead: this test runs inside one of them.
+"""
+
+import json
+import re
+import shlex
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from cluster import floors
+from cluster.cli import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"^```(bash|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"farsight ([a-z]+)")
+
+
+def _commands(kind: str) -> Iterator[str]:
+    """The commands of all blocks of a kind; a here-document belongs to the command that reads it."""
+    for found, text in BLOCK.findall(README):
+        if found != kind:
+            continue
+        lines = iter(text.replace("\\\n", " ").splitlines())
+        for line in lines:
+            end = re.search(r"<<'(\w+)'", line)
+            command = [line]
+            if end:
+                for body in lines:
+                    command.append(body)
+                    if body == end[1]:
+                        break
+            yield "\n".join(command)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.ray
+def test_every_shell_block_of_the_readme_runs(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray.serve
+
+    begin = floors.start
+
+    def without_waiting(entry: str, /, **arguments: Any) -> dict[str, Any]:
+        return begin(entry, **({**arguments, "blocking": False} if entry == floors.SERVE else arguments))
+
+    monkeypatch.setattr(floors, "start", without_waiting)
+    monkeypatch.chdir(tmp_path)
+    port = _free_port()
+    moved = {"serve": ["--port", str(port)], "retrieve": ["--url", f"http://127.0.0.1:{port}"]}
+    outputs: dict[str, str] = {}
+    try:
+        for command in _commands("bash"):
+            if not command.startswith("farsight "):
+                subprocess.run(["bash", "-euo", "pipefail", "-c", command], check=True)
+                continue
+            words = shlex.split(command.removesuffix("&"))[1:]
+            result = CliRunner().invoke(cli, [*words, *moved.get(words[0], [])], catch_exceptions=False)
+            assert result.exit_code == 0, f"{command}\n{result.output}"
+            outputs[words[0]] = result.stdout
+    finally:
+        ray.serve.shutdown()
+    assert set(outputs) == {"import", "ingest", "train", "evaluate", "index", "serve", "retrieve", "doctor"}
+    assert "popularity" in outputs["evaluate"]
+    answer = json.loads(outputs["retrieve"])
+    assert len(answer["items"]) == 2
+    assert answer["items"][0]["item_id"] != "naima"
+
+
+def test_make_lines_of_the_readme_are_targets() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    lines = list(_commands("console"))
+    assert lines
+    assert all(re.fullmatch(r"make \w+", line) and line.split()[1] in targets for line in lines)
+
+
+def test_the_command_table_names_every_command() -> None:
+    table = README.split("## Commands")[1]
+    assert set(COMMAND.findall(table.split("Every command")[0])) == set(cli.commands)
+
+
+def test_files_the_readme_names_exist() -> None:
+    names = set(re.findall(r"`([a-zA-Z_]+(?:/[a-z_0-9]+)*/?(?:\.(?:md|py|txt|yaml))?)`", README))
+    files = {name for name in names if "/" in name or name.endswith((".md", ".py", ".txt"))}
+    written_by_commands = {"runs", "FILE"}
+    missing = [name for name in files if not (ROOT / name).exists() and name.split("/")[0] not in written_by_commands]
+    assert not missing
+
+
+def test_the_readme_stays_short() -> None:
+    assert README.count("\n") <= 180
