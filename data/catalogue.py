@@ -156,8 +156,8 @@ def _json_table(location: str, form: CatalogueFormat) -> pa.Table:
     for name in names:
         cells = [row.get(name) for row in rows]
         if name in ours:
-            if any(isinstance(cell, (float, list, dict)) for cell in cells):
-                raise LogError(f"{location}: column {name!r} holds a float or a list, expected a string or an integer")
+            if any(isinstance(cell, (bool, float, list, dict)) for cell in cells):
+                raise LogError(f"{location}: column {name!r} holds something else, expected a string or an integer")
             cells = [None if cell is None else str(cell) for cell in cells]
         elif name == nested:
             cells = [distinct_categories(cell, form.category_separator) for cell in cells]

@@ -68,7 +68,7 @@ def build_histories(
         parts = last_out(np.diff(offsets_B1))
     else:
         parts = by_time(times_E, offsets_B1, validation_start=rules.cuts[0], test_start=rules.cuts[1])
-    train_items, train_events = _train_counts(kept["item_row"].to_numpy(), offsets_B1, parts[0])
+    train_items, train_events = _train_counts(kept["item_row"].to_numpy().astype(np.int64), offsets_B1, parts[0])
     return BuiltHistories(
         table=_history_table(kept, offsets_B1, parts, shard),
         train_items=train_items,

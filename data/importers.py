@@ -4,10 +4,10 @@ Every source comes down to the same things: event files with a column map, and a
 are checked as in ingest; refused ones go to `quarantine/`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import polars as pl
 import pyarrow as pa
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from data import import_amazon
 from data.catalogue import CatalogueFormat, read_catalogue
 from data.errors import LogError, RecipeError
+from data.import_amazon import FieldOrder
 from data.import_movielens import MOVIELENS, read_genre_flags
 from data.import_source import EventSource
 from data.ingest_checks import latest_moment
@@ -48,12 +49,12 @@ def run(
     columns: Mapping[str, str | None] | None = None,
     catalogue: str | None = None,
     catalogue_columns: Mapping[str, str] | None = None,
-    timestamp_unit: TimeUnit = "s",
+    timestamp_unit: str = "s",
     *,
     category_separator: str | None = None,
     separator: str = ",",
     encoding: str = "utf-8",
-    field_order: import_amazon.FieldOrder | None = None,
+    field_order: str | None = None,
     max_bad_share: float = 0.01,
     replace: bool = False,
 ) -> dict[str, Any]:
@@ -75,27 +76,34 @@ def run(
         The directory, its counts, and the refused rows by reason.
 
     Raises:
-        RecipeError: `name` or the unit is not known.
+        RecipeError: `name`, the unit or the field order is not known.
         LogError: the source cannot be read as stated, or too many rows are bad.
         FarsightError: `out` exists.
     """
     if name not in NAMES:
         raise RecipeError(f"import {name}: no such source; there are {', '.join(NAMES)}")
-    if timestamp_unit not in get_args(TimeUnit):
-        raise RecipeError(f"timestamp unit {timestamp_unit!r}: expected one of {', '.join(get_args(TimeUnit))}")
+    _check_choice("timestamp unit", timestamp_unit, get_args(TimeUnit))
+    if field_order is not None:
+        _check_choice("field order", field_order, get_args(FieldOrder))
     if name == "table":
         text = TextFormat(separator, encoding)
         form = CatalogueFormat(catalogue_columns or {}, category_separator, text)
-        events = EventSource(source, columns or {}, timestamp_unit, text)
+        events = EventSource(source, columns or {}, cast(TimeUnit, timestamp_unit), text)
         plan = _Import(events, read_catalogue(catalogue, form) if catalogue else None)
     else:
         if columns or catalogue_columns:
             raise RecipeError(f"import {name}: its columns are known; a column map is for import table")
-        plan = _amazon(source, catalogue, field_order) if name == "amazon" else _movielens(name, source, catalogue)
+        order = cast(FieldOrder | None, field_order)
+        plan = _amazon(source, catalogue, order) if name == "amazon" else _movielens(name, source, catalogue)
     with published_directory(out, replace=replace) as directory:
         manifest = _write_log(plan, directory, max_bad_share)
         write_json(directory / MANIFEST, {**manifest, "source": name, "hashes": directory_hashes(directory)})
     return {"directory": out, "counts": manifest["counts"], "quarantined_by_reason": manifest["quarantined_by_reason"]}
+
+
+def _check_choice(what: str, found: str, choices: Sequence[str]) -> None:
+    if found not in choices:
+        raise RecipeError(f"{what} {found!r}: expected one of {', '.join(choices)}")
 
 
 def _movielens(name: str, source: str, catalogue: str | None) -> _Import:
@@ -113,7 +121,7 @@ def _movielens(name: str, source: str, catalogue: str | None) -> _Import:
     return _Import(EventSource(str(folder / known.events), known.columns, "s", known.text), table)
 
 
-def _amazon(source: str, catalogue: str | None, field_order: import_amazon.FieldOrder | None) -> _Import:
+def _amazon(source: str, catalogue: str | None, field_order: FieldOrder | None) -> _Import:
     reviews, metadata = import_amazon.find_files(source)
     events = import_amazon.event_source(reviews, field_order)
     place = catalogue or metadata

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,14 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
-import ray.exceptions
 from tqdm import tqdm
 
-from data import session
+from data import errors, session
 from data.catalogue import CatalogueFormat, aligned_catalogue, read_catalogue
 from data.dataset import CATALOGUE, FORMAT_VERSION, HISTORIES, KIND, QUARANTINE
 from data.errors import FarsightError, LogError, RecipeError
 from data.histories import HistoryRules
 from data.ingest_checks import (
-    Report,
     check_order,
     logged_actions,
     reconciled_counts,
@@ -40,7 +39,7 @@ from data.ingest_checks import (
     write_vocabulary,
 )
 from data.ingest_settings import IngestSettings
-from data.log_files import Fragment, LogFile, TextFormat, list_files, own_catalogue, plan_fragments
+from data.log_files import LogFile, TextFormat, list_files, own_catalogue, plan_fragments
 from data.row_tally import RowTally, check_share, total
 from data.settings import Recipe, read_section
 from data.spill import Plan, spill_fragment, times_in_bin, write_bucket
@@ -90,20 +89,28 @@ def _ingest(settings: IngestSettings, directory: Path) -> dict[str, Any]:
     plan = Plan(directory, text, row_rules(settings, has_times), settings.num_buckets or _default_buckets(files))
     for folder in (directory / HISTORIES, directory / QUARANTINE, plan.spill):
         folder.mkdir()
-    first = _spill_log(fragments, plan)
+    first = _mapped(spill_fragment, [asdict(fragment) for fragment in fragments], "reading log", plan=plan)
     read = total(RowTally(**report["tally"]) for report in first)
     check_share(read, settings.max_bad_share)
     vocabulary, num_uncatalogued = write_vocabulary(catalogue, plan)
     actions = logged_actions(first)
     cuts = _cuts(settings, read.good, plan)
     rules = HistoryRules(settings.sort, settings.duplicates, settings.min_user_events, cuts)
-    second = _write_histories(plan, rules, actions, settings.users_per_row_group)
+    second = _mapped(
+        write_bucket,
+        list(range(plan.num_buckets)),
+        "writing histories",
+        plan=plan,
+        rules=rules,
+        actions=actions,
+        users_per_row_group=settings.users_per_row_group,
+    )
     counts = reconciled_counts(read, second, vocabulary.num_items, num_uncatalogued)
     if counts["events"] == 0:
         raise LogError(f"{', '.join(locations)}: no events are left of the {counts['events_read']} rows that were read")
     pq.write_table(aligned_catalogue(catalogue, vocabulary, train_events(plan, vocabulary)), directory / CATALOGUE)
     shutil.rmtree(plan.spill)
-    shards = [report for report in second if report["users"]]
+    filled = [report for report in second if report["users"]]
     manifest = {
         "kind": KIND,
         "format_version": FORMAT_VERSION,
@@ -119,9 +126,9 @@ def _ingest(settings: IngestSettings, directory: Path) -> dict[str, Any]:
             "test_start": cuts[1] if cuts else None,
         },
         "vocabulary_hash": vocabulary.content_hash,
-        "shards": [{key: report[key] for key in ("file", "users", "events")} for report in shards],
+        "shards": [{key: report[key] for key in ("file", "users", "events")} for report in filled],
         "files": directory_hashes(directory, lambda name: not name.startswith(f"{HISTORIES}/"))
-        | {report["file"]: report["sha256"] for report in shards},
+        | {report["file"]: report["sha256"] for report in filled},
         "settings": settings.model_dump(mode="json"),
     }
     write_json(directory / MANIFEST, manifest)
@@ -141,32 +148,40 @@ def _default_buckets(files: Sequence[LogFile]) -> int:
     return min(max(-(-num_bytes // _BUCKET_BYTES), _MIN_BUCKETS), _MAX_BUCKETS)
 
 
-def _mapped(items: Sequence[Any], task: Callable[[int, Any], Any], doing: str) -> list[Any]:
-    """Run `task(number, item)` on the cluster for every item; items and results are JSON values.
+def _mapped(task: Callable[..., Any], items: Sequence[Any], doing: str, **arguments: Any) -> list[Any]:
+    """Run `task(number, item, **arguments)` on the cluster for every item, in any order.
+
+    Args:
+        task: a function of a module, since tasks find it by its name; its results are JSON values.
+        items: JSON values.
+        doing: what the progress bar says.
 
     Raises:
-        FarsightError: what a task raised, without Ray's wrapping.
+        FarsightError: what a task raised.
     """
     rows = [{"number": number, "item": json.dumps(item)} for number, item in enumerate(items)]
-
-    def one(row: dict[str, Any]) -> dict[str, Any]:
-        number = int(row["number"])
-        return {"number": number, "result": json.dumps(task(number, json.loads(row["item"])))}
-
-    session.connect()
     results: dict[int, Any] = {}
+    session.connect()
     with _quiet_ray_data():
-        dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_TASKS)).map(one)
-        try:
-            # Our own bar, on stderr alone: Ray's goes to stdout, where a machine may read the answer.
-            for row in tqdm(dataset.iter_rows(), desc=doing, total=len(rows), unit="part", disable=None):
-                results[int(row["number"])] = json.loads(row["result"])
-        except ray.exceptions.RayError as error:
-            plain = _farsight_cause(error)
-            if plain is None:
-                raise
-            raise plain from None
+        inputs = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_TASKS))
+        outputs = inputs.map(partial(_run_task, task=task, arguments=arguments))
+        # Our own bar, on stderr alone: Ray's goes to stdout, where a machine may read the answer.
+        for row in tqdm(outputs.iter_rows(), desc=doing, total=len(rows), unit="part", disable=None):
+            if row["error"]:
+                kind: type[FarsightError] = getattr(errors, row["error"])
+                raise kind(row["result"])
+            results[int(row["number"])] = json.loads(row["result"])
     return [results[number] for number in range(len(rows))]
+
+
+def _run_task(row: dict[str, Any], task: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """An error of ours travels as a value: an exception would reach the driver as text inside one of Ray's."""
+    number = int(row["number"])
+    try:
+        result = json.dumps(task(number, json.loads(row["item"]), **arguments))
+    except FarsightError as error:
+        return {"number": number, "result": str(error), "error": type(error).__name__}
+    return {"number": number, "result": result, "error": ""}
 
 
 @contextmanager
@@ -182,30 +197,6 @@ def _quiet_ray_data() -> Iterator[None]:
     finally:
         context.enable_progress_bars = before[0]
         notes.setLevel(before[1])
-
-
-def _farsight_cause(error: BaseException) -> FarsightError | None:
-    """The error of ours inside Ray's, which wraps it once or more."""
-    seen: list[BaseException] = []
-    queue: list[BaseException | None] = [error]
-    while queue:
-        found = queue.pop()
-        if found is None or found in seen:
-            continue
-        # Ray's own class of a task error inherits from ours as well; only the original is plain.
-        if isinstance(found, FarsightError) and not isinstance(found, ray.exceptions.RayError):
-            return found
-        seen.append(found)
-        queue += [found.__cause__, found.__context__, getattr(found, "cause", None)]
-    return None
-
-
-def _spill_log(fragments: Sequence[Fragment], plan: Plan) -> list[Report]:
-    def task(number: int, item: Any) -> Report:
-        fragment = Fragment(LogFile(**item.pop("file")), **item)
-        return spill_fragment(number, fragment, plan)
-
-    return _mapped([asdict(fragment) for fragment in fragments], task, "reading log")
 
 
 def _cuts(settings: IngestSettings, num_events: int, plan: Plan) -> tuple[int, int] | None:
@@ -224,15 +215,8 @@ def _cuts(settings: IngestSettings, num_events: int, plan: Plan) -> tuple[int, i
 
     def moment(share_after: float) -> int:
         hour, rank = bin_of_rank(starts, counts, cut_rank(num_events, share_after))
-        parts = _mapped(range(plan.num_buckets), lambda bucket, _: times_in_bin(bucket, hour, plan), "finding cuts")
+        parts = _mapped(times_in_bin, list(range(plan.num_buckets)), "finding cuts", hour=hour, plan=plan)
         seconds = sorted(int(second) for part in parts for second in part)
         return seconds[rank]
 
     return moment(split.validation_share + split.test_share), moment(split.test_share)
-
-
-def _write_histories(plan: Plan, rules: HistoryRules, actions: list[str], users_per_row_group: int) -> list[Report]:
-    def task(bucket: int, _: Any) -> Report:
-        return write_bucket(bucket, plan, rules, actions, users_per_row_group)
-
-    return _mapped(range(plan.num_buckets), task, "writing histories")

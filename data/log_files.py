@@ -1,5 +1,6 @@
 """Log files wherever they are: listing, formats, columns, and fragments to read in parallel."""
 
+import csv
 import fnmatch
 import io
 import json
@@ -103,6 +104,13 @@ def open_text(location: str, encoding: str) -> Iterator[io.TextIOWrapper]:
             yield text
 
 
+def split_lines(lines: io.TextIOWrapper, text: TextFormat) -> Iterator[list[str]]:
+    """Fields of each line; quotes are known only beside a separator of one character, as in CSV."""
+    if len(text.separator) == 1:
+        return csv.reader(lines, delimiter=text.separator)
+    return (line.rstrip("\r\n").split(text.separator) for line in lines)
+
+
 def list_files(locations: Sequence[str], format: Format | Literal["auto"] = "auto") -> list[LogFile]:
     """Files of the given files, directories and globs, sorted by path.
 
@@ -179,12 +187,12 @@ def file_columns(file: LogFile, text: TextFormat) -> list[str]:
             return list(parquet_schema(file).names)
         with open_text(file.location, text.encoding) as lines:
             if file.format == "csv":
-                return list(text.header or lines.readline().rstrip("\r\n").split(text.separator))
+                return list(text.header or next(split_lines(lines, text), []))
             keys: dict[str, None] = {}
             for line in islice(lines, _PROBED_LINES):
                 keys.update(dict.fromkeys(_keys(line)))
             return list(keys)
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError, LookupError, EOFError) as error:
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError, LookupError, EOFError, csv.Error) as error:
         raise LogError(f"{file.location}: cannot be read as {file.format}: {error}") from None
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.errors import LogError
-from data.log_files import Fragment, TextFormat, open_text, resolve
+from data.log_files import Fragment, TextFormat, open_text, resolve, split_lines
 from data.log_time import TimeUnit, nanoseconds
 
 CHUNK_ROWS = 500_000
@@ -121,10 +121,7 @@ def _check_type(fragment: Fragment, name: str, found: pa.DataType) -> None:
 def _csv_rows(fragment: Fragment, text: TextFormat) -> Iterator[RawRows]:
     csv.field_size_limit(sys.maxsize)
     with open_text(fragment.file.location, text.encoding) as lines:
-        if len(text.separator) == 1:
-            split: Iterator[list[str]] = csv.reader(lines, delimiter=text.separator)
-        else:
-            split = (line.rstrip("\r\n").split(text.separator) for line in lines)
+        split = split_lines(lines, text)
         header = list(text.header) if text.header else next(split)
         places = [header.index(column) for column in fragment.columns.values()]
         first = 0

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from data.dataset import HISTORIES, QUARANTINE
 from data.histories import HistoryRules, build_histories
-from data.log_files import Fragment, TextFormat
+from data.log_files import Fragment, LogFile, TextFormat
 from data.log_rows import CHECKED_SCHEMA, RowRules, check_rows, read_fragment
 from data.log_time import NANOSECONDS
 from data.row_tally import RowTally
@@ -49,17 +49,22 @@ def bucket_of(user_id: str, num_buckets: int) -> int:
     return zlib.crc32(user_id.encode()) % num_buckets
 
 
-def spill_fragment(number: int, fragment: Fragment, plan: Plan) -> dict[str, Any]:
+def spill_fragment(number: int, parts: dict[str, Any], plan: Plan) -> dict[str, Any]:
     """Check the rows of a fragment and spill them by bucket; refused rows go to the quarantine.
+
+    Args:
+        number: of the fragment, names its files.
+        parts: the fields of the `Fragment`, as they travel in a row of Ray Data.
 
     Returns:
         A `RowTally` and the actions; the distinct items and the events per hour are left in files, because
         they may be many.
     """
+    fragment = Fragment(LogFile(**parts.pop("file")), **parts)
     tally = RowTally()
     actions: set[str] = set()
-    items: list[pl.Series] = []
-    hours: list[pl.Series] = []
+    items = [pl.Series(dtype=pl.String)]
+    hours = [pl.Series(dtype=pl.Int64)]
     for chunk, raw in enumerate(read_fragment(fragment, plan.text)):
         good, refused = check_rows(raw, fragment, plan.rules)
         tally.add(good, refused)
@@ -70,10 +75,9 @@ def spill_fragment(number: int, fragment: Fragment, plan: Plan) -> dict[str, Any
         hours.append(good["timestamp"] // (NANOSECONDS * BIN_SECONDS))
         if good.height:
             _write_buckets(good, plan.spill / f"rows-{number:06d}-{chunk:04d}.arrow", plan.num_buckets)
-    if items:
-        pl.concat(items).unique().to_frame("item_id").write_parquet(plan.spill / f"items-{number:06d}.parquet")
-        counted = pl.concat(hours).alias("hour").value_counts(name="events")
-        counted.write_parquet(plan.spill / f"hours-{number:06d}.parquet")
+    pl.concat(items).unique().to_frame("item_id").write_parquet(plan.spill / f"items-{number:06d}.parquet")
+    counted = pl.concat(hours).alias("hour").value_counts(name="events")
+    counted.write_parquet(plan.spill / f"hours-{number:06d}.parquet")
     return {"tally": asdict(tally), "actions": sorted(actions)}
 
 
@@ -100,14 +104,14 @@ def _read_bucket(bucket: int, plan: Plan) -> Iterator[pl.DataFrame]:
                 yield pl.DataFrame(pa.Table.from_batches([batch]))
 
 
-def times_in_bin(bucket: int, hour: int, plan: Plan) -> list[int]:
+def times_in_bin(_: int, bucket: int, *, hour: int, plan: Plan) -> list[int]:
     """Seconds UTC of the events of one bucket in one hour since 1970."""
     parts = [frame["timestamp"] // NANOSECONDS for frame in _read_bucket(bucket, plan)]
     return [int(second) for part in parts for second in part.filter(part // BIN_SECONDS == hour)]
 
 
 def write_bucket(
-    bucket: int, plan: Plan, rules: HistoryRules, actions: list[str], users_per_row_group: int
+    _: int, bucket: int, *, plan: Plan, rules: HistoryRules, actions: list[str], users_per_row_group: int
 ) -> dict[str, Any]:
     """Write the histories of one bucket; no file where it holds no user."""
     frames = list(_read_bucket(bucket, plan))

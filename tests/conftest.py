@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Unix socket paths end at 107 bytes, and Ray's are long: stay directly under the shortest temporary folder.
@@ -43,6 +44,9 @@ def _has_nvidia_gpu() -> bool:
 def pytest_configure(config: pytest.Config) -> None:
     """Set the environment once; a caller's own RAY_ADDRESS must not pull the tests onto a real cluster."""
     os.environ.pop("RAY_ADDRESS", None)
+    # A shared machine is slow at times; the first call of a function that reads a file or compiles is slow always.
+    hypothesis.settings.register_profile("farsight", deadline=None)
+    hypothesis.settings.load_profile("farsight")
     os.environ.update(_ENVIRONMENT)
     if not _has_nvidia_gpu():
         os.environ["DS_ACCELERATOR"] = "cpu"

@@ -1,5 +1,7 @@
 """Directories are whole or absent, and manifests say what they are."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,23 @@ def test_what_is_not_a_finished_dataset_is_refused(tmp_path: Path, content: str 
         (tmp_path / MANIFEST).write_text(content)
     with pytest.raises(DatasetError, match=message):
         read_manifest(tmp_path, "dataset", 1, DatasetError)
+
+
+def test_a_process_killed_in_the_middle_leaves_no_directory(tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from data.storage import MANIFEST, published_directory, write_json\n"
+        "with published_directory(sys.argv[1]) as aside:\n"
+        "    write_json(aside / MANIFEST, {'kind': 'dataset', 'format_version': 1})\n"
+        "    print('written', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-c", script, str(tmp_path / "out")]
+    with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"written\n"
+        process.kill()
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(DatasetError, match="not a finished dataset"):
+        read_manifest(tmp_path / "out", "dataset", 1, DatasetError)
