@@ -1,0 +1,53 @@
+"""End to end: from log shards to an HTTP answer, on two Ray Train workers with DeepSpeed.
+
+This is `make demo` with the recipe `smoke`, on the tests' Ray session.
+"""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from cluster import demo
+from cluster.recipe_files import read_recipe
+
+STEPS = ["simulate", "ingest", "train", "index", "serve", "evaluate", "retrieve"]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.ray
+def test_the_whole_path_goes_from_log_shards_to_an_http_answer(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    port = _free_port()
+    demo.walk("smoke", [f"serve.port={port}"])
+    printed = capsys.readouterr().out
+
+    commands = [line.split()[2] for line in printed.splitlines() if line.startswith("$ farsight ")]
+    assert commands == STEPS
+    run = tmp_path / "runs" / "smoke"
+    for step, place in {"log": "log", "dataset": "dataset", "artifact": "train/artifact", "release": "release"}.items():
+        assert json.loads((run / place / "manifest.json").read_text())["kind"] == step
+    assert len(list((run / "log" / "events").glob("part-*.parquet"))) == 3
+
+    assert read_recipe("smoke")["train"]["workers"]["num_workers"] == 2
+    figures = [json.loads(line) for line in (run / "train" / "metrics.jsonl").read_text().splitlines()]
+    assert {row["kind"] for row in figures} >= {"step", "validation"}
+    assert (run / "train" / "curve.png").is_file()
+
+    # The end of what is printed: the table with the three rows, then an answer of ten items over HTTP.
+    table, answer = printed.split("$ farsight evaluate")[1].split("$ farsight retrieve")
+    assert all(f"│ {name} " in table for name in ("oracle", "popularity", "model"))
+    release = json.loads((run / "release" / "manifest.json").read_text())["release_id"]
+    assert f"Release {release}" in answer
+    assert sum("│ i0" in line for line in answer.splitlines()) == 10
+
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0, "the endpoint was left running"
