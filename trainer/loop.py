@@ -49,11 +49,11 @@ def train_worker(config: dict[str, Any]) -> None:
         config: `train`, `model`, `evaluate` settings as plain mappings, `run_id` and `total_targets`
             (targets per epoch over all workers).
     """
-    worker = _set_up(config)
+    worker = set_up_worker(config)
     try:
         while worker.state.epoch < worker.train.epochs:
             began = time.perf_counter()
-            _train_epoch(worker)
+            train_epoch(worker)
             worker.state.epoch += 1
             worker.state.seconds = worker.ranks.first(worker.state.seconds + time.perf_counter() - began)
             last = worker.state.epoch == worker.train.epochs or _out_of_time(worker)
@@ -69,7 +69,7 @@ def train_worker(config: dict[str, Any]) -> None:
         worker.ranks.close()
 
 
-def _set_up(config: dict[str, Any]) -> Worker:
+def set_up_worker(config: dict[str, Any]) -> Worker:
     train = TrainSettings.model_validate(config["train"])
     model = ModelSettings.model_validate(config["model"])
     context = ray.train.get_context()
@@ -99,7 +99,7 @@ def _set_up(config: dict[str, Any]) -> Worker:
     return Worker(train, model, evaluate, dataset, ranks, engine, torch.Generator(), state, telemetry)
 
 
-def _train_epoch(worker: Worker) -> None:
+def train_epoch(worker: Worker) -> None:
     train, state = worker.train, worker.state
     # Negatives and dropout are a function of (seed, epoch, rank), so a resumed epoch draws the same.
     draws = np.random.SeedSequence([train.seed, state.epoch, worker.ranks.rank]).generate_state(2)

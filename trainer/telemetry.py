@@ -84,7 +84,10 @@ class StepWindow:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
-        self._began = clock()
+        self._begin(clock())
+
+    def _begin(self, now: float) -> None:
+        self._began = now
         self._loss = 0.0
         self._steps = 0
         self._targets = 0
@@ -103,7 +106,8 @@ class StepWindow:
 
     def figures(self, world: int) -> dict[str, float]:
         """Rates over the window, for all `world` workers together, and a fresh window."""
-        seconds = max(1e-9, self._clock() - self._began)
+        now = self._clock()
+        seconds = max(1e-9, now - self._began)
         result = {
             "loss": self._loss / max(1, self._targets),
             "events_per_second": self._events * world / seconds,
@@ -114,5 +118,5 @@ class StepWindow:
         }
         if torch.cuda.is_available():
             result["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        self.__init__(self._clock)  # type: ignore[misc]  # a fresh window with the same clock
+        self._begin(now)
         return result

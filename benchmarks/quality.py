@@ -1,0 +1,117 @@
+"""How good a recipe is on a data set: import, ingest, train, and evaluate on the test split.
+
+    python -m benchmarks.quality --dataset movielens-1m --recipe movielens_1m_cpu --json FILE
+
+The public data sets are read from the folder that FARSIGHT_DATA names; `simulator` needs none. With
+several seeds the report holds every run, the mean and the deviation.
+"""
+
+import os
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import data.importers
+import data.ingest
+import data.simulate
+import trainer.evaluate
+import trainer.train
+from benchmarks.report import parser, publish
+from cluster.recipe_files import read_recipe
+from data.errors import DatasetError
+
+METRICS = ("ndcg@10", "hr@10")
+
+# How each published file set becomes a log; paths are inside FARSIGHT_DATA.
+SOURCES: dict[str, dict[str, Any]] = {
+    "movielens-1m": {
+        "source": "ml-1m/ratings.parquet",
+        "columns": {"user_id": "user_id", "item_id": "movie_id", "weight": "rating", "order": "chrono_rank"},
+        "catalogue": "ml-1m/movies.dat",
+    },
+    "amazon-beauty": {
+        "source": "amazon-beauty/interactions.parquet",
+        "columns": {"user_id": "user", "item_id": "item", "order": "position"},
+        "catalogue": "amazon-beauty/items.parquet",
+        "catalogue_columns": {"item_id": "item", "categories": "attributes"},
+    },
+    "amazon-sports": {
+        "source": "amazon-sports/interactions.parquet",
+        "columns": {"user_id": "user", "item_id": "item", "order": "position"},
+        "catalogue": "amazon-sports/items.parquet",
+        "catalogue_columns": {"item_id": "item", "categories": "attributes"},
+    },
+}
+
+
+def main() -> None:
+    """Run the benchmark."""
+    arguments = parser(__doc__ or "")
+    arguments.add_argument("--dataset", required=True, choices=["simulator", *SOURCES])
+    arguments.add_argument("--recipe", required=True, help="a shipped recipe's name, or a file")
+    arguments.add_argument("--seeds", type=int, default=3, help="runs with seeds 0, 1, ... (1 with --quick)")
+    arguments.add_argument("--out", type=Path, help="directory of the runs; runs/quality/DATASET by default")
+    arguments.add_argument("overrides", nargs="*", metavar="a.b=c")
+    chosen = arguments.parse_args()
+    out = chosen.out or Path("runs/quality") / chosen.dataset
+    shutil.rmtree(out, ignore_errors=True)
+    runs = []
+    for seed in range(1 if chosen.quick else chosen.seeds):
+        runs.append(measure(chosen.dataset, chosen.recipe, [*chosen.overrides, f"train.seed={seed}"], out, seed))
+    figures = {name: statistics.fmean(run["model"][name] for run in runs) for name in METRICS}
+    deviations = {
+        f"{name} deviation": statistics.stdev(run["model"][name] for run in runs) for name in METRICS if runs[1:]
+    }
+    seconds = statistics.fmean(run["seconds"] for run in runs)
+    named = {"dataset": chosen.dataset, "recipe": chosen.recipe}
+    publish("quality", {**named, **figures, **deviations, "seconds": seconds, "runs": runs}, chosen.json)
+
+
+def measure(dataset: str, recipe_name: str, overrides: list[str], out: Path, seed: int) -> dict[str, Any]:
+    """One run: seconds cover everything from the published files to the test metrics."""
+    began = time.perf_counter()
+    log, prepared, run_dir = out / "log", out / "dataset", out / f"seed-{seed}"
+    recipe = read_recipe(
+        recipe_name,
+        [
+            *overrides,
+            f"ingest.log={log}",
+            f"ingest.out={prepared}",
+            f"train.dataset={prepared}",
+            f"train.run_dir={run_dir}",
+        ],
+    )
+    if not prepared.exists():
+        _make_log(dataset, log, recipe)
+        data.ingest.run(recipe)
+    trained = trainer.train.run(recipe)
+    report = trainer.evaluate.run(trained["artifact"], str(prepared), split="test", recipe=recipe)
+    rows = {row["model"]: row for row in report["rows"]}
+    return {
+        "seed": seed,
+        "seconds": time.perf_counter() - began,
+        "train_seconds": trained["seconds"],
+        "validation": trained["validation"],
+        "model": rows["model"],
+        "popularity": rows["popularity"],
+        "protocol": report["protocol"],
+    }
+
+
+def _make_log(dataset: str, log: Path, recipe: dict[str, Any]) -> None:
+    if dataset == "simulator":
+        data.simulate.run(recipe, str(log))
+        return
+    folder = os.environ.get("FARSIGHT_DATA")
+    if not folder:
+        raise DatasetError(f"FARSIGHT_DATA is not set; set it to the folder that holds {dataset}'s published files")
+    source = dict(SOURCES[dataset])
+    for name in ("source", "catalogue"):
+        source[name] = str(Path(folder, source[name]))
+    data.importers.run("table", out=str(log), **source)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Artifacts: whole or refused, and the same vectors after a round trip."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.dataset import PreparedDataset
+from data.errors import ArtifactError, ArtifactMismatch, FarsightError
+from modeling.artifact import SETTINGS, WEIGHTS, Artifact
+from tests.serve_world import write_artifact, write_dataset
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> PreparedDataset:
+    return write_dataset(tmp_path / "dataset")
+
+
+def test_equal_weights_give_equal_hashes_and_the_same_vectors(dataset: PreparedDataset, tmp_path: Path) -> None:
+    first = write_artifact(tmp_path / "one", dataset)
+    second = write_artifact(tmp_path / "two", dataset)
+    other = write_artifact(tmp_path / "three", dataset, seed=1)
+    assert first.content_hash == second.content_hash != other.content_hash
+    rows = torch.arange(1, first.num_rows)
+    assert torch.equal(first.load_retriever().item_vectors(rows), second.load_retriever().item_vectors(rows))
+
+
+def test_nothing_in_an_artifact_is_pickled(dataset: PreparedDataset, tmp_path: Path) -> None:
+    artifact = write_artifact(tmp_path / "artifact", dataset)
+    assert {file.suffix for file in artifact.directory.iterdir()} == {".json", ".parquet", ".safetensors"}
+
+
+def test_a_changed_or_missing_file_is_refused(dataset: PreparedDataset, tmp_path: Path) -> None:
+    write_artifact(tmp_path / "artifact", dataset)
+    weights = tmp_path / "artifact" / WEIGHTS
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"model.safetensors: was changed after it was written"):
+        Artifact.open(tmp_path / "artifact")
+    weights.unlink()
+    with pytest.raises(ArtifactError, match=r"model.safetensors: is missing"):
+        Artifact.open(tmp_path / "artifact")
+
+
+def test_an_unfinished_directory_another_kind_and_another_version_are_refused(
+    dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    with pytest.raises(ArtifactError, match=r"no manifest.json, so this is not a finished artifact"):
+        Artifact.open(tmp_path)
+    with pytest.raises(ArtifactError, match="found kind 'dataset' version 1, expected 'artifact' version 1"):
+        Artifact.open(dataset.directory)
+
+
+def test_settings_of_another_version_are_refused(dataset: PreparedDataset, tmp_path: Path) -> None:
+    artifact = write_artifact(tmp_path / "artifact", dataset)
+    path = artifact.directory / SETTINGS
+    content = json.loads(path.read_text())
+    content["model"]["flux"] = 1
+    path.write_text(json.dumps(content))
+    manifest = artifact.directory / "manifest.json"
+    known = json.loads(manifest.read_text())
+    known["files"].pop(SETTINGS)
+    manifest.write_text(json.dumps(known))
+    with pytest.raises(ArtifactError, match="not settings of this version"):
+        Artifact.open(artifact.directory)
+
+
+def test_a_dataset_with_other_items_is_refused(dataset: PreparedDataset, tmp_path: Path) -> None:
+    artifact = write_artifact(tmp_path / "artifact", dataset)
+    artifact.check_dataset(dataset)
+    with pytest.raises(ArtifactMismatch, match="use the dataset it was trained on"):
+        artifact.check_dataset(write_dataset(tmp_path / "other", num_items=61))
+
+
+def test_an_artifact_is_replaced_only_on_request(dataset: PreparedDataset, tmp_path: Path) -> None:
+    write_artifact(tmp_path / "artifact", dataset)
+    with pytest.raises(FarsightError, match="already exists"):
+        write_artifact(tmp_path / "artifact", dataset, seed=1)

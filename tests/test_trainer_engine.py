@@ -1,0 +1,168 @@
+"""DeepSpeed under every ZeRO stage on two real ranks, against one process of plain PyTorch."""
+
+import itertools
+import os
+import re
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from data.batch import Batch, collate
+from data.encode import encode_histories
+from data.errors import NonFiniteLoss
+from modeling.build import build_retriever
+from modeling.retriever import Retriever
+from modeling.settings import HstuSettings, ModelSettings
+from trainer.engine import deepspeed_config, learning_rate_factor, plain_weights, start_engine
+from trainer.ranks import Ranks
+from trainer.settings import EngineSettings, OptimizerSettings
+from trainer.step import train_step
+
+STEPS = 6
+NUM_ROWS = 40
+OPTIMIZER = OptimizerSettings(learning_rate=1e-2, warmup_steps=3)
+
+
+def _retriever() -> Retriever:
+    torch.manual_seed(0)
+    # Without dropout, so that ranks and reference draw nothing but the same negatives.
+    settings = ModelSettings(
+        width=8, max_events=6, dropout=0.0, encoder=HstuSettings(blocks=1, query_width=8, value_width=8)
+    )
+    return build_retriever(settings, num_rows=NUM_ROWS, num_actions=0, train_counts=np.ones(NUM_ROWS, np.int64))
+
+
+def _batch(step: int, rank: int) -> Batch:
+    random = np.random.default_rng([step, rank])
+    items = [random.integers(1, NUM_ROWS, 6) for _ in range(5)]
+    times = [np.sort(random.integers(10**9, 10**9 + 10**6, 6)) for _ in range(5)]
+    batch = collate(encode_histories(items, times, [np.zeros(6)] * 5, [2 * 10**9] * 5, max_events=6))
+    batch["targets_BL"] = batch["items_BL"].roll(-1, 1)
+    return batch
+
+
+def _generator(step: int, rank: int) -> torch.Generator:
+    return torch.Generator().manual_seed(100 * step + rank)
+
+
+def _plain_training() -> dict[str, torch.Tensor]:
+    """Both ranks' batches in one process: the mean of their gradients, clipped, AdamW."""
+    retriever = _retriever()
+    adam = torch.optim.AdamW(retriever.parameters(), lr=1e-2, betas=(0.9, 0.98), weight_decay=0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, learning_rate_factor(OPTIMIZER, 100))
+    for step in range(STEPS):
+        adam.zero_grad()
+        losses = [retriever(_batch(step, rank), _generator(step, rank))["loss"] for rank in range(2)]
+        (sum(losses) / 2).backward()  # type: ignore[union-attr]
+        torch.nn.utils.clip_grad_norm_(retriever.parameters(), 0.5)
+        adam.step()
+        schedule.step()
+    return {name: value.detach().clone() for name, value in retriever.state_dict().items()}
+
+
+def _rank(rank: int, port: int, directory: str) -> None:
+    """Train under each stage, save the weights, then meet a NaN that only rank 1 has."""
+    torch.set_num_threads(1)
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2"
+    )
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    ranks = Ranks(rank, 2)
+    for stage in (0, 1, 2, 3):
+        settings = EngineSettings(zero_stage=stage, gradient_clipping=0.5)
+        engine = start_engine(_retriever(), settings, OPTIMIZER, total_steps=100)
+        norms = []
+        for step in range(STEPS):
+            figures = train_step(
+                engine, _batch(step, rank), generator=_generator(step, rank), ranks=ranks, where="", measure_norm=True
+            )
+            norms.append(figures["gradient_norm"])
+        weights = plain_weights(engine)
+        if rank == 0:
+            torch.save({"weights": weights, "norms": norms}, Path(directory, f"stage-{stage}.pt"))
+        if stage == 0:
+            _meet_nan(engine, ranks, rank, directory)
+    torch.distributed.destroy_process_group()
+
+
+def _meet_nan(engine: Any, ranks: Ranks, rank: int, directory: str) -> None:
+    if rank == 1:
+        engine.module.encoder.positions.weight.data[0, 0] = float("nan")
+    before = plain_weights(engine)["items.weight"]
+    message = "no error"
+    try:
+        train_step(
+            engine,
+            _batch(0, rank),
+            generator=_generator(0, rank),
+            ranks=ranks,
+            where="epoch 3, batch 7",
+            measure_norm=False,
+        )
+    except NonFiniteLoss as error:
+        message = str(error)
+    changed = not torch.equal(before, plain_weights(engine)["items.weight"])
+    Path(directory, f"nan-{rank}.txt").write_text(f"{changed} {message}")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks wrote after training under every stage."""
+    directory = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    sys.path.insert(0, str(Path(__file__).parent))  # the spawned ranks import this file by its name
+    mp.spawn(_rank, args=(port, str(directory)), nprocs=2)  # type: ignore[no-untyped-call]
+    return directory
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_under_every_stage_train_the_same_weights_as_plain_pytorch(two_ranks: Path, stage: int) -> None:
+    found = torch.load(two_ranks / f"stage-{stage}.pt", weights_only=True)
+    expected = _plain_training()
+    assert found["weights"].keys() == expected.keys()
+    for name, value in expected.items():
+        # Adam divides by small numbers, so that rounding of the gradients' sum grows a little.
+        torch.testing.assert_close(
+            found["weights"][name], value, atol=2e-4, rtol=2e-3, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_the_gradient_norm_is_reported_under_every_stage(two_ranks: Path, stage: int) -> None:
+    norms = torch.load(two_ranks / f"stage-{stage}.pt", weights_only=True)["norms"]
+    assert all(norm > 0 for norm in norms[1:]), norms
+
+
+def test_a_loss_that_is_nan_on_one_rank_stops_all_ranks_and_changes_no_weight(two_ranks: Path) -> None:
+    for rank, loss in ((0, r"loss \d"), (1, "loss nan")):
+        text = (two_ranks / f"nan-{rank}.txt").read_text()
+        assert text.startswith("False epoch 3, batch 7"), text
+        assert f"rank {rank}" in text
+        assert re.search(loss, text), text
+
+
+def test_what_deepspeed_would_default_is_written_out() -> None:
+    config = deepspeed_config(EngineSettings(gradient_clipping=0.0, zero_stage=2, precision="bf16"))
+    assert config["gradient_clipping"] == 0.0
+    assert config["zero_optimization"] == {"stage": 2}
+    assert config["bf16"] == {"enabled": True}
+
+
+@pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
+def test_the_learning_rate_rises_over_the_warm_up_then_never_rises_again(decay: str) -> None:
+    settings = OptimizerSettings(warmup_steps=10, decay=decay, final_share=0.1)  # type: ignore[arg-type]
+    factor = learning_rate_factor(settings, total_steps=100)
+    rates = [factor(step) for step in range(130)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == pytest.approx(1.0)
+    assert all(before < after for before, after in itertools.pairwise(rates[:10]))
+    assert all(before >= after for before, after in itertools.pairwise(rates[10:]))
+    assert rates[-1] == pytest.approx(1.0 if decay == "constant" else 0.1)

@@ -1,0 +1,155 @@
+"""Full-catalogue evaluation against a brute-force oracle; baselines; ranks share the users."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import trainer.evaluate
+from data.dataset import PreparedDataset, Split
+from data.errors import ArtifactMismatch, DatasetError, RecipeError
+from data.storage import MANIFEST, write_json
+from modeling.artifact import Artifact
+from tests.serve_world import NUM_ITEMS, item_id, write_artifact, write_dataset
+from tests.test_modeling_metrics import brute_force
+from trainer.baselines import ExternalRanking, Popularity
+from trainer.evaluation import Cases, RetrieverScorer, evaluate_cases, split_cases
+
+KS = (1, 5, 20)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreparedDataset, Artifact]:
+    directory = tmp_path_factory.mktemp("evaluation")
+    dataset = write_dataset(directory / "dataset", num_users=40)
+    dataset.manifest["counts"].update(users_with_validation=40, users_with_test=40)
+    dataset.manifest["split"] = {"kind": "last_out"}
+    write_json(dataset.directory / MANIFEST, dataset.manifest)
+    return PreparedDataset.open(dataset.directory), write_artifact(directory / "artifact", dataset, num_twins=20)
+
+
+def cases(dataset: PreparedDataset, split: Split = "test", users: int = 7) -> list[Cases]:
+    return list(split_cases(dataset, split, users_per_batch=users))
+
+
+@pytest.mark.parametrize("remove_seen", [True, False])
+def test_metrics_of_a_retriever_with_tied_items_equal_brute_force(
+    world: tuple[PreparedDataset, Artifact], remove_seen: bool
+) -> None:
+    dataset, artifact = world
+    scorer = RetrieverScorer(artifact.load_retriever(), max_events=artifact.max_events)
+    totals = evaluate_cases(scorer, cases(dataset), num_rows=NUM_ITEMS + 1, ks=KS, remove_seen=remove_seen)
+    sums: dict[str, float] = {}
+    shown: set[int] = set()
+    for batch in cases(dataset):
+        scores_BV = scorer(batch)
+        for user in range(len(batch)):
+            hidden = set(batch.items[user].tolist()) if remove_seen else set()
+            rows = [row for row in range(1, NUM_ITEMS + 1) if row not in hidden]
+            scores = scores_BV[user].tolist()
+            shown.update(sorted(rows, key=lambda row, scores=scores: (-scores[row], row))[:5])  # type: ignore[misc]
+            for k in KS:
+                for name, value in brute_force(scores, hidden, batch.targets[user].tolist(), k).items():
+                    sums[name] = sums.get(name, 0.0) + value
+    means = totals.means()
+    assert means["users"] == 40
+    for name, value in sums.items():
+        assert means[name] == pytest.approx(value / 40, abs=1e-9), name
+    assert means["coverage@5"] == len(shown) / NUM_ITEMS
+
+
+def test_the_history_of_a_split_ends_where_its_targets_begin(world: tuple[PreparedDataset, Artifact]) -> None:
+    dataset, _ = world
+    whole = {row["user_id"]: row for table in dataset.history_tables() for row in table.to_pylist()}
+    for split, tail in (("validation", 2), ("test", 1)):
+        for batch in cases(dataset, split):  # type: ignore[arg-type]
+            for user, items, targets, asked in zip(
+                batch.user_ids, batch.items, batch.targets, batch.query_times, strict=True
+            ):
+                row = whole[user]
+                assert items.tolist() == row["items"][:-tail]
+                assert targets.tolist() == [row["items"][-tail]]
+                assert asked == row["times"][-tail]
+
+
+def test_ranks_share_the_users_and_none_is_dropped(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "dataset", num_users=23)
+    table = pq.read_table(dataset.shards[0])
+    pq.write_table(table, dataset.shards[0], row_group_size=4)
+    users = []
+    for rank in range(3):
+        for batch in split_cases(dataset, "test", users_per_batch=3, rank=rank, world=3):
+            users += batch.user_ids
+    assert sorted(users) == sorted(table.column("user_id").to_pylist())
+
+
+def test_popularity_ranks_by_training_events_then_row(world: tuple[PreparedDataset, Artifact]) -> None:
+    dataset, _ = world
+    scores = Popularity(dataset)(cases(dataset)[0])
+    assert torch.equal(scores[0], torch.from_numpy(dataset.train_counts()).double())
+
+
+def test_an_external_ranking_is_scored_as_listed(world: tuple[PreparedDataset, Artifact], tmp_path: Path) -> None:
+    dataset, _ = world
+    users = [user for batch in cases(dataset) for user in batch.user_ids]
+    targets = [int(target[0]) for batch in cases(dataset) for target in batch.targets]
+    unseen = [int(np.isin(t, i).sum() == 0) for b in cases(dataset) for t, i in zip(b.targets, b.items, strict=True)]
+    lists = [[item_id(target), "no such item", item_id(target)] for target in targets]
+    decoys = [["no such item"]] * len(users)
+    table = {
+        "user_id": users * 2,
+        "split": ["test"] * len(users) + ["validation"] * len(users),
+        "item_ids": pa.array(lists + decoys),
+    }
+    pq.write_table(pa.table(table), tmp_path / "ranking.parquet")
+    scorer = ExternalRanking(tmp_path / "ranking.parquet", dataset.vocabulary(), "test")
+    means = evaluate_cases(scorer, cases(dataset), num_rows=NUM_ITEMS + 1, ks=(1, 10), remove_seen=True).means()
+    assert means["hr@1"] == pytest.approx(sum(unseen) / len(users))
+    kept = evaluate_cases(scorer, cases(dataset), num_rows=NUM_ITEMS + 1, ks=(1,), remove_seen=False).means()
+    assert kept["hr@1"] == 1
+
+
+def test_the_command_prints_popularity_and_other_rankings_beside_the_model(
+    world: tuple[PreparedDataset, Artifact], tmp_path: Path
+) -> None:
+    dataset, artifact = world
+    pq.write_table(pa.table({"user_id": ["u0"], "item_ids": [[item_id(1)]]}), tmp_path / "mine.parquet")
+    report = trainer.evaluate.run(
+        str(artifact.directory),
+        str(dataset.directory),
+        rankings={"mine": str(tmp_path / "mine.parquet")},
+        recipe={"evaluate": {"ks": [5], "seen": "kept"}},
+    )
+    assert [row["model"] for row in report["rows"]] == ["popularity", "mine", "model"]
+    assert report["protocol"]["seen"] == "kept"
+    assert {"hr@5", "recall@5", "ndcg@5", "mrr@5", "coverage@5"} <= report["rows"][-1].keys()
+
+
+def test_what_cannot_be_evaluated_is_refused_with_the_reason(
+    world: tuple[PreparedDataset, Artifact], tmp_path: Path
+) -> None:
+    dataset, artifact = world
+    other = write_dataset(tmp_path / "other", num_items=NUM_ITEMS + 1)
+    with pytest.raises(ArtifactMismatch, match="was trained on"):
+        trainer.evaluate.run(str(artifact.directory), str(other.directory))
+    with pytest.raises(DatasetError, match="not a finished dataset"):
+        trainer.evaluate.run(str(artifact.directory), str(tmp_path))
+    with pytest.raises(RecipeError, match=r"evaluate: .*ks \(0,\): expected one or more cut-offs of at least 1"):
+        trainer.evaluate.run(str(artifact.directory), str(dataset.directory), recipe={"evaluate": {"ks": [0]}})
+    with pytest.raises(DatasetError, match="no such file"):
+        ExternalRanking(tmp_path / "none.parquet", dataset.vocabulary(), "test")
+    pq.write_table(pa.table({"user": ["u0"]}), tmp_path / "wrong.parquet")
+    with pytest.raises(DatasetError, match="no column 'user_id'; found user"):
+        ExternalRanking(tmp_path / "wrong.parquet", dataset.vocabulary(), "test")
+    no_test = PreparedDataset.open(dataset.directory)
+    no_test.manifest["counts"]["users_with_test"] = 0
+    write_json(tmp_path / "keep.json", no_test.manifest)
+    (tmp_path / "copy").mkdir()
+    for file in dataset.directory.glob("*.parquet"):
+        (tmp_path / "copy" / file.name).write_bytes(file.read_bytes())
+    write_json(tmp_path / "copy" / MANIFEST, no_test.manifest)
+    with pytest.raises(DatasetError, match="no user has test targets"):
+        trainer.evaluate.run(str(artifact.directory), str(tmp_path / "copy"))

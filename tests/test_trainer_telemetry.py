@@ -1,0 +1,65 @@
+"""Figures of a run: rates from two clock readings, rows that survive a resume, the curve."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trainer.curves import draw_curve
+from trainer.settings import TrackingSettings
+from trainer.telemetry import FILE_NAME, StepWindow, Telemetry, read_figures
+
+QUIET = TrackingSettings(wandb="disabled")
+
+
+def test_rates_come_from_two_clock_readings() -> None:
+    readings = iter([100.0, 104.0, 105.0])
+    window = StepWindow(clock=lambda: next(readings))
+    window.add(loss=2.0, num_targets=30, num_events=40, num_padded=50, waited_seconds=0.5)
+    window.add(loss=5.0, num_targets=10, num_events=20, num_padded=25, waited_seconds=0.5)
+    figures = window.figures(world=2)
+    assert figures["events_per_second"] == 60 * 2 / 4
+    assert figures["seconds_per_batch"] == 2
+    assert figures["loss"] == pytest.approx((2.0 * 30 + 5.0 * 10) / 40)
+    assert figures["padding_share"] == pytest.approx(1 - 60 / 75)
+    assert figures["waiting_share"] == 0.25
+    window.add(loss=1.0, num_targets=1, num_events=7, num_padded=7, waited_seconds=0.0)
+    assert window.figures(world=1)["events_per_second"] == 7  # the window began afresh
+
+
+def test_a_resumed_run_drops_the_rows_past_its_checkpoint(tmp_path: Path) -> None:
+    first = Telemetry(tmp_path, "id", QUIET, resumed_at=0, recipe={})
+    for step in (10, 20, 30):
+        first.write("step", step, loss=1.0)
+    first.close()
+    second = Telemetry(tmp_path, "id", QUIET, resumed_at=20, recipe={})
+    second.write("step", 30, loss=0.5)
+    second.close()
+    assert [(row["step"], row["loss"]) for row in read_figures(tmp_path)] == [(10, 1.0), (20, 1.0), (30, 0.5)]
+
+
+def test_a_run_that_starts_afresh_drops_all_rows(tmp_path: Path) -> None:
+    for _ in range(2):
+        telemetry = Telemetry(tmp_path, "id", QUIET, resumed_at=0, recipe={})
+        telemetry.write("step", 1, loss=1.0)
+        telemetry.close()
+    assert len(read_figures(tmp_path)) == 1
+
+
+def test_a_line_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_text('{"kind": "step", "step": 1}\n{"kind": "st')
+    assert read_figures(tmp_path) == [{"kind": "step", "step": 1}]
+
+
+def test_the_curve_is_a_png(tmp_path: Path) -> None:
+    rows = [{"kind": "step", "step": 1, "loss": 3.0}, {"kind": "validation", "step": 1, "ndcg@10": 0.1}]
+    (tmp_path / FILE_NAME).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert draw_curve(tmp_path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_wandb_offline_keeps_the_figures_without_an_account(tmp_path: Path) -> None:
+    telemetry = Telemetry(tmp_path, "abc123", TrackingSettings(), resumed_at=0, recipe={"model": {"width": 8}})
+    telemetry.write("step", 1, loss=1.0)
+    telemetry.close()
+    (run,) = (tmp_path / "wandb").glob("offline-run-*-abc123")
+    assert list(run.glob("run-abc123.wandb"))
