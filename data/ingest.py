@@ -26,10 +26,11 @@ from tqdm import tqdm
 
 from data import errors, session
 from data.catalogue import CatalogueFormat, aligned_catalogue, read_catalogue
-from data.dataset import CATALOGUE, FORMAT_VERSION, HISTORIES, KIND, QUARANTINE
+from data.dataset import CATALOGUE, FORMAT_VERSION, HISTORIES, KIND
 from data.errors import FarsightError, LogError, RecipeError
 from data.histories import HistoryRules
 from data.ingest_checks import (
+    Report,
     check_order,
     logged_actions,
     reconciled_counts,
@@ -87,8 +88,7 @@ def _ingest(settings: IngestSettings, directory: Path) -> dict[str, Any]:
     has_times = "timestamp" in fragments[0].columns
     catalogue = _catalogue(settings, locations, text)
     plan = Plan(directory, text, row_rules(settings, has_times), settings.num_buckets or _default_buckets(files))
-    for folder in (directory / HISTORIES, directory / QUARANTINE, plan.spill):
-        folder.mkdir()
+    plan.make_folders()
     first = _mapped(spill_fragment, [asdict(fragment) for fragment in fragments], "reading log", plan=plan)
     read = total(RowTally(**report["tally"]) for report in first)
     check_share(read, settings.max_bad_share)
@@ -96,21 +96,13 @@ def _ingest(settings: IngestSettings, directory: Path) -> dict[str, Any]:
     actions = logged_actions(first)
     cuts = _cuts(settings, read.good, plan)
     rules = HistoryRules(settings.sort, settings.duplicates, settings.min_user_events, cuts)
-    second = _mapped(
-        write_bucket,
-        list(range(plan.num_buckets)),
-        "writing histories",
-        plan=plan,
-        rules=rules,
-        actions=actions,
-        users_per_row_group=settings.users_per_row_group,
-    )
+    fixed = {"rules": rules, "actions": actions, "users_per_row_group": settings.users_per_row_group}
+    second = _mapped(write_bucket, list(range(plan.num_buckets)), "writing histories", plan=plan, **fixed)
     counts = reconciled_counts(read, second, vocabulary.num_items, num_uncatalogued)
     if counts["events"] == 0:
         raise LogError(f"{', '.join(locations)}: no events are left of the {counts['events_read']} rows that were read")
     pq.write_table(aligned_catalogue(catalogue, vocabulary, train_events(plan, vocabulary)), directory / CATALOGUE)
     shutil.rmtree(plan.spill)
-    filled = [report for report in second if report["users"]]
     manifest = {
         "kind": KIND,
         "format_version": FORMAT_VERSION,
@@ -126,13 +118,21 @@ def _ingest(settings: IngestSettings, directory: Path) -> dict[str, Any]:
             "test_start": cuts[1] if cuts else None,
         },
         "vocabulary_hash": vocabulary.content_hash,
-        "shards": [{key: report[key] for key in ("file", "users", "events")} for report in filled],
-        "files": directory_hashes(directory, lambda name: not name.startswith(f"{HISTORIES}/"))
-        | {report["file"]: report["sha256"] for report in filled},
+        **_shards(second, directory),
         "settings": settings.model_dump(mode="json"),
     }
     write_json(directory / MANIFEST, manifest)
     return manifest
+
+
+def _shards(reports: Sequence[Report], directory: Path) -> dict[str, Any]:
+    """The shards that hold users, and the hash of every file; tasks have hashed their own."""
+    filled = [report for report in reports if report["users"]]
+    hashes = directory_hashes(directory, lambda name: not name.startswith(f"{HISTORIES}/"))
+    return {
+        "shards": [{key: report[key] for key in ("file", "users", "events")} for report in filled],
+        "files": hashes | {report["file"]: report["sha256"] for report in filled},
+    }
 
 
 def _catalogue(settings: IngestSettings, locations: Sequence[str], text: TextFormat) -> pa.Table | None:

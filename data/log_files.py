@@ -36,6 +36,8 @@ _FORMATS: Mapping[str, Format] = {
     ".ndjson": "jsonl",
     ".json": "jsonl",
 }
+# In directories: hidden and temporary files, and the catalogue beside a log.
+_PASSED_OVER = (".", "_", "catalogue.")
 # Rows that one fragment of a Parquet file has at least, where the file has more than one row group.
 _FRAGMENT_ROWS = 500_000
 # Lines looked at to find the keys of a JSON-lines file, whose lines may leave keys out.
@@ -114,8 +116,8 @@ def split_lines(lines: io.TextIOWrapper, text: TextFormat) -> Iterator[list[str]
 def list_files(locations: Sequence[str], format: Format | Literal["auto"] = "auto") -> list[LogFile]:
     """Files of the given files, directories and globs, sorted by path.
 
-    In a directory, files of another kind and names that start with `.` or `_` are passed over; the
-    `events` folder of a Farsight log directory is taken alone.
+    In a directory, files of another kind and names that start with `.`, `_` or `catalogue.` are
+    passed over; the `events` folder of a Farsight log directory is taken alone.
 
     Raises:
         LogError: a place is missing or holds no log file.
@@ -153,7 +155,7 @@ def _listed(location: str, format: str) -> dict[str, int]:
     events = filesystem.get_file_info(f"{path.rstrip('/')}/events")
     base = events.path if events.type == pyarrow.fs.FileType.Directory else path
     infos = filesystem.get_file_info(pyarrow.fs.FileSelector(base, recursive=True))
-    kept = [info for info in infos if info.is_file and info.base_name[0] not in "._"]
+    kept = [info for info in infos if info.is_file and not info.base_name.startswith(_PASSED_OVER)]
     return {prefix + info.path: info.size for info in kept if format != "auto" or _known_format(info.path) is not None}
 
 

@@ -43,6 +43,11 @@ class Plan:
         """Folder of the intermediate files; removed before the dataset is published."""
         return self.directory / "spill"
 
+    def make_folders(self) -> None:
+        """Make the folders that tasks write into."""
+        for folder in (self.directory / HISTORIES, self.directory / QUARANTINE, self.spill):
+            folder.mkdir()
+
 
 def bucket_of(user_id: str, num_buckets: int) -> int:
     """The shard of a user: the same on every machine and in every run."""

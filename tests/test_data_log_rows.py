@@ -66,6 +66,7 @@ def test_log_order_is_file_by_path_then_row_whatever_the_row_groups(tmp_path: Pa
     pq.write_table(frame.to_arrow(), tmp_path / "b.parquet", row_group_size=3)
     (tmp_path / "a.csv").write_text("user_id,item_id,timestamp\n1,1,1\n\n2,2,2\n")
     (tmp_path / "_temporary.csv").write_text("not a log")
+    (tmp_path / "catalogue.csv").write_text("item_id\n1\n")
     (tmp_path / "notes.txt").write_text("not a log")
     (tmp_path / "empty.csv").write_text("")
     good, _ = read(tmp_path)
