@@ -4,6 +4,7 @@ All steps run in this process and share one private Ray, which saves ten seconds
 Run as `python -m cluster.demo [RECIPE] [a.b=c ...]`; everything is written to `runs/RECIPE/`, which is emptied first.
 """
 
+import io
 import json
 import shlex
 import shutil
@@ -11,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import click
@@ -68,7 +69,9 @@ def _endpoint(release: Path, words: Sequence[str]) -> Iterator[str]:
     try:
         yield result["url"]
     finally:
-        floors.start(floors.STOP_SERVING)
+        # Ray prints the controller that it stops here as a task that failed.
+        with redirect_stdout(io.StringIO()):
+            floors.start(floors.STOP_SERVING)
 
 
 def _write_one_history(log: Path, path: Path) -> int:

@@ -72,12 +72,8 @@ class _LineHandler(logging.Handler):
 def set_up_logging(*, verbose: bool) -> None:
     """INFO from our packages and WARNING from others; DEBUG and INFO with `verbose`.
 
-    What Ray's workers print goes to their log files only, unless `verbose`: it is long, and errors of workers reach
-    the command as exceptions. Ray reads this from the environment when it is first imported.
+    What Ray's workers print is shown with `verbose` only: `data.session.connect` goes by the level set here.
     """
-    if not verbose:
-        os.environ.setdefault("RAY_LOG_TO_DRIVER", "0")
-        os.environ.setdefault("RAY_LOG_TO_DRIVER_EVENT_LEVEL", "ERROR")
     root = logging.getLogger()
     root.handlers = [handler for handler in root.handlers if not isinstance(handler, _LineHandler)]
     lines = _LineHandler()
