@@ -2,7 +2,7 @@
 #
 # TORCH_INDEX=URL    further package index for torch. PyPI's Linux build of torch brings CUDA; on a machine
 #                    without a GPU take the CPU build from PyTorch's own index (README, "Installing").
-# EXTRAS=gpu,dev     which extras to install; cpu,dev by default. cpu and gpu exclude each other.
+# EXTRAS=gpu,dev     which extras to install; at first cpu,dev, then what .venv has. Other extras mean a new .venv.
 # TESTS=path         what `make test` runs; everything by default.
 
 SHELL := /bin/bash
@@ -10,7 +10,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format clean
 
-EXTRAS ?= cpu,dev
+# Remembered, so that `make test` after `make setup EXTRAS=gpu,dev` does not add the other FAISS.
+EXTRAS ?= $(shell cat .venv/.extras 2>/dev/null || echo cpu,dev)
 TESTS ?= tests
 BIN := .venv/bin
 # Named after what it depends on, so that a change of either file, or of the extras, installs again.
@@ -26,10 +27,12 @@ setup: $(STAMP) ## build .venv with the tested versions
 $(STAMP): pyproject.toml constraints.txt
 	@test -n '$(PYTHON)' || { echo 'error: Python 3.11 or newer is needed; found none on the PATH' >&2; exit 6; }
 	@echo "setting up .venv with $(PYTHON) ($$($(PYTHON) --version)); about two minutes"
+	@test ! -e .venv/.extras || test "$$(cat .venv/.extras)" = '$(EXTRAS)' || rm -rf .venv
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 	    $(if $(TORCH_INDEX),--extra-index-url '$(TORCH_INDEX)') --editable '.[$(EXTRAS)]'
 	@rm -f .venv/.installed-*
+	@echo '$(EXTRAS)' > .venv/.extras
 	@touch $@
 
 demo: setup ## the whole path on a simulated log: train, evaluate, index, serve, ask
