@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 import torch
@@ -39,30 +40,55 @@ def count_targets(dataset: PreparedDataset, *, max_events: int, rule: WindowRule
     return total
 
 
-def training_batches(
-    shard: Any,
-    *,
-    events_per_batch: int,
-    windows_per_buffer: int,
-    seed: int,
-    epoch: int,
-    rank: int,
-    device: torch.device,
-) -> Iterator[Batch]:
-    """One epoch of batches of similar length, in an order fixed by (seed, epoch, rank) and the stream.
+class TrainingStream:
+    """One rank's part of `window_dataset`, epoch after epoch, as batches of similar length.
+
+    The order is a function of (seed, epoch, rank) and of the order in which Ray Data delivers.
+    Starting a Ray Data execution costs seconds, so a part that fits into `cache_bytes` is kept in
+    memory after the first epoch that was read to its end; a rank gets the same part every epoch.
 
     Args:
-        shard: this rank's part of `window_dataset`, from `ray.train.get_dataset_shard`.
+        shard: from `ray.train.get_dataset_shard`.
         events_per_batch: padded events per batch.
         windows_per_buffer: windows that are shuffled and bucketed together.
+        cache_bytes: largest part that is kept in memory.
     """
-    random = np.random.default_rng([seed, epoch, rank])
-    buffers = shard.iter_batches(batch_size=windows_per_buffer, batch_format="pyarrow", prefetch_batches=1)
-    for windows in buffers:
-        encoded = encode_windows(windows)
-        for rows in length_buckets(encoded.lengths_B, events_per_batch=events_per_batch, random=random):
-            batch = collate(encoded, rows)
-            yield batch if device.type == "cpu" else _moved(batch, device)
+
+    def __init__(
+        self, shard: Any, *, events_per_batch: int, windows_per_buffer: int, cache_bytes: int, device: torch.device
+    ) -> None:
+        self._shard = shard
+        self._events_per_batch = events_per_batch
+        self._windows_per_buffer = windows_per_buffer
+        self._cache_bytes = cache_bytes
+        self._device = device
+        self._kept: list[pa.Table] | None = None
+
+    def batches(self, *, seed: int, epoch: int, rank: int) -> Iterator[Batch]:
+        """The batches of one epoch, on the stream's device."""
+        random = np.random.default_rng([seed, epoch, rank])
+        for windows in self._buffers() if self._kept is None else self._kept:
+            encoded = encode_windows(windows)
+            for rows in length_buckets(encoded.lengths_B, events_per_batch=self._events_per_batch, random=random):
+                batch = collate(encoded, rows)
+                yield batch if self._device.type == "cpu" else _moved(batch, self._device)
+
+    def _buffers(self) -> Iterator[pa.Table]:
+        """Buffers from Ray Data, read one ahead: the end is known while the last one is still in use."""
+        seen: list[pa.Table] | None = []
+        buffers = iter(
+            self._shard.iter_batches(batch_size=self._windows_per_buffer, batch_format="pyarrow", prefetch_batches=1)
+        )
+        ahead = next(buffers, None)
+        while ahead is not None:
+            current, ahead = ahead, next(buffers, None)
+            if seen is not None:
+                seen.append(current)
+                if sum(table.nbytes for table in seen) > self._cache_bytes:
+                    seen = None
+            if ahead is None:
+                self._kept = seen
+            yield current
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:

@@ -9,7 +9,7 @@ import torch
 
 from data.dataset import CATALOGUE, FORMAT_VERSION, HISTORIES, KIND, PreparedDataset
 from data.schema import HISTORY_SCHEMA
-from data.storage import MANIFEST, published_directory, write_json
+from data.storage import MANIFEST, directory_hashes, published_directory, write_json
 from data.vocabulary import Vocabulary
 from modeling.artifact import Artifact, save_artifact
 from modeling.build import build_retriever
@@ -66,6 +66,7 @@ def write_dataset(directory: Path, num_users: int = 20, num_items: int = NUM_ITE
             "actions": ACTIONS,
             "has_times": True,
             "vocabulary_hash": vocabulary.content_hash,
+            "files": directory_hashes(aside),
             "shards": [{"file": f"{HISTORIES}/part-00000.parquet", "rows": num_users}],
         }
         write_json(aside / MANIFEST, manifest)

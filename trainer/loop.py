@@ -1,6 +1,5 @@
 """What every worker does: set up, resume, then epoch after epoch train, validate and save."""
 
-import logging
 import os
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import torch
 
 from data.batch import Batch
 from data.dataset import PreparedDataset
-from data.stream import training_batches
+from data.stream import TrainingStream
 from modeling.build import build_retriever
 from modeling.settings import ModelSettings
 from trainer.checkpoints import METRIC, LoopState, report_checkpoint, resume
@@ -23,8 +22,6 @@ from trainer.ranks import Ranks
 from trainer.settings import EvaluateSettings, TrainSettings
 from trainer.step import train_step
 from trainer.telemetry import StepWindow, Telemetry
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -39,6 +36,7 @@ class Worker:
     engine: Any
     generator: torch.Generator
     state: LoopState
+    stream: TrainingStream
     telemetry: Telemetry | None  # on rank 0
 
 
@@ -94,9 +92,16 @@ def set_up_worker(config: dict[str, Any]) -> Worker:
         telemetry = Telemetry(
             train.run_dir, config["run_id"], train.tracking, resumed_at=state.step, recipe=config["recipe"]
         )
-        logger.info("training from epoch %d, step %d, on %d workers", state.epoch, state.step, world)
+        telemetry.write("start", state.step, epoch=state.epoch, workers=world, seconds=state.seconds)
+    stream = TrainingStream(
+        ray.train.get_dataset_shard("train"),
+        events_per_batch=train.events_per_batch,
+        windows_per_buffer=train.windows_per_buffer,
+        cache_bytes=int(train.cache_gib * 2**30),
+        device=engine.device,
+    )
     evaluate = EvaluateSettings.model_validate(config["evaluate"])
-    return Worker(train, model, evaluate, dataset, ranks, engine, torch.Generator(), state, telemetry)
+    return Worker(train, model, evaluate, dataset, ranks, engine, torch.Generator(), state, stream, telemetry)
 
 
 def train_epoch(worker: Worker) -> None:
@@ -107,7 +112,8 @@ def train_epoch(worker: Worker) -> None:
     torch.manual_seed(int(draws[1]))
     worker.engine.train()
     window = StepWindow()
-    for batch, waited_seconds in _agreed(_epoch_batches(worker), worker.ranks):
+    batches = worker.stream.batches(seed=train.seed, epoch=state.epoch, rank=worker.ranks.rank)
+    for batch, waited_seconds in _agreed(batches, worker.ranks):
         where = f"epoch {state.epoch}, batch {state.step}"
         state.step += 1
         due = state.step % train.tracking.every_steps == 0
@@ -130,18 +136,6 @@ def train_epoch(worker: Worker) -> None:
                 gradient_norm=figures["gradient_norm"],
                 **window.figures(worker.ranks.world),
             )
-
-
-def _epoch_batches(worker: Worker) -> Iterator[Batch]:
-    return training_batches(
-        ray.train.get_dataset_shard("train"),
-        events_per_batch=worker.train.events_per_batch,
-        windows_per_buffer=worker.train.windows_per_buffer,
-        seed=worker.train.seed,
-        epoch=worker.state.epoch,
-        rank=worker.ranks.rank,
-        device=worker.engine.device,
-    )
 
 
 def _agreed(batches: Iterator[Batch], ranks: Ranks) -> Iterator[tuple[Batch, float]]:

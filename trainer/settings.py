@@ -69,6 +69,9 @@ class TrainSettings(Settings):
     windows: WindowRule = Field("all", description="all: every training event is a target; last: newest window only")
     events_per_batch: int = Field(16_384, ge=1, description="events per batch and worker, padding included")
     windows_per_buffer: int = Field(16_384, ge=1, description="windows shuffled and bucketed by length together")
+    cache_gib: float = Field(
+        1.0, ge=0, description="a worker's windows stay in its memory after the first epoch if they take at most this"
+    )
     evaluate_every_epochs: int = Field(1, ge=1, description="epochs between two validations, each with a checkpoint")
     patience: int | None = Field(None, ge=1, description="validations without a better NDCG@10 before stopping early")
     max_validation_users: int | None = Field(None, ge=1, description="users validated during training; None for all")

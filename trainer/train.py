@@ -21,6 +21,7 @@ from data.stream import count_targets, window_dataset
 from modeling.artifact import Artifact, save_artifact
 from modeling.settings import ModelSettings
 from trainer.checkpoints import METRIC, checkpoint_weights
+from trainer.curves import FILE_NAME as CURVE
 from trainer.curves import draw_curve
 from trainer.loop import train_worker
 from trainer.progress import progress_bar
@@ -37,8 +38,10 @@ DATA_CPUS = 1
 def run(recipe: Recipe) -> dict[str, Any]:
     """Train, or resume an interrupted run of the same recipe, and write its artifact.
 
+    A run that is complete is not trained again: its artifact is returned.
+
     Returns:
-        artifact directory and hash, best validation metrics, epochs and seconds.
+        artifact directory and hash, best validation metrics, seconds, curve.
 
     Raises:
         RecipeError: the run directory belongs to a run with other settings.
@@ -66,6 +69,8 @@ def run(recipe: Recipe) -> dict[str, Any]:
         "evaluate": evaluate.model_dump(mode="json"),
     }
     run_id = _claim(run_dir, {**config, "dataset_hash": _dataset_hash(dataset)})
+    if (run_dir / ARTIFACT).exists():  # published last, so the run is complete
+        return _summary(Artifact.open(run_dir / ARTIFACT), run_dir)
     total_targets = count_targets(dataset, max_events=model.max_events, rule=train.windows)
     if not total_targets:
         raise DatasetError(f"{train.dataset}: no user has two training events, so there is nothing to learn from")
@@ -77,14 +82,20 @@ def run(recipe: Recipe) -> dict[str, Any]:
         result = _fit(
             train, model, dataset, {**config, "run_id": run_id, "total_targets": total_targets, "recipe": config}
         )
-    artifact, metrics = _export(result, run_dir, model, dataset, config)
     draw_curve(run_dir)
+    seconds = round(time.perf_counter() - began, 1)
+    artifact = _export(result, run_dir, model, dataset, {"settings": config, "seconds": seconds})
+    return _summary(artifact, run_dir)
+
+
+def _summary(artifact: Artifact, run_dir: Path) -> dict[str, Any]:
+    facts = artifact.manifest["facts"]
     return {
         "artifact": str(artifact.directory),
         "content_hash": artifact.content_hash,
-        "validation": metrics,
-        "seconds": round(time.perf_counter() - began, 1),
-        "curve": str(run_dir / "curve.png"),
+        "validation": facts["validation"],
+        "seconds": facts["seconds"],
+        "curve": str(run_dir / CURVE),
     }
 
 
@@ -187,14 +198,13 @@ def _cause(error: Exception) -> FarsightError:
 
 
 def _export(
-    result: Result, run_dir: Path, model: ModelSettings, dataset: PreparedDataset, config: dict[str, Any]
-) -> tuple[Artifact, dict[str, float]]:
+    result: Result, run_dir: Path, model: ModelSettings, dataset: PreparedDataset, facts: dict[str, Any]
+) -> Artifact:
     """Write the artifact from the checkpoint with the best validation; the earliest of equals."""
     checkpoints = result.best_checkpoints or []
     if not checkpoints:
         raise TrainingError(f"{run_dir}: the run ended without a checkpoint; remove it and train again")
     checkpoint, metrics = max(checkpoints, key=lambda pair: (pair[1][METRIC], -pair[1]["epoch"]))
     with checkpoint_weights(checkpoint) as weights:
-        facts = {"validation": metrics, "settings": config}
-        artifact = save_artifact(run_dir / ARTIFACT, weights, model, dataset, facts=facts, replace=True)
-    return artifact, metrics
+        facts = {**facts, "validation": metrics}
+        return save_artifact(run_dir / ARTIFACT, weights, model, dataset, facts=facts, replace=True)
