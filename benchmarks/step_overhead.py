@@ -5,7 +5,8 @@
 Both loops train the same model on the same windows, with batches of the same size, in one worker
 process, taking turns epoch by epoch, so that whatever else the machine does falls on both. The
 plain loop reads windows from memory and calls torch alone. `ratio` is the median over rounds of
-ours / plain, in seconds per batch, waiting for data included.
+ours / plain, in seconds per batch, waiting for data included. The first epoch, in which Ray Data starts
+and the windows are not yet in the worker's memory, is not in it; it stands beside it as `first_epoch_ratio`.
 """
 
 import json
@@ -65,11 +66,12 @@ def main() -> None:
         data.simulate.run(recipe, str(folder / "log"))
         data.ingest.run(recipe)
         seconds = _fit(recipe, folder, rounds)
-    ratios = [ours / plain for ours, plain in zip(seconds["ours"], seconds["plain"], strict=True)]
+    first, *ratios = [ours / plain for ours, plain in zip(seconds["ours"], seconds["plain"], strict=True)]
     figures = {
         "ratio": statistics.median(ratios),
         "ratio_spread": spread(ratios),
-        "seconds_per_batch": {name: spread(values) for name, values in seconds.items()},
+        "first_epoch_ratio": first,
+        "seconds_per_batch": {name: spread(values[1:]) for name, values in seconds.items()},
         "rounds": rounds,
     }
     publish("step_overhead", figures, chosen.json)
@@ -102,7 +104,7 @@ def _fit(recipe: dict[str, Any], folder: Path, rounds: int) -> dict[str, list[fl
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """Both loops in turns; the first round of each warms up and is not counted."""
+    """Both loops in turns, one round more than asked for."""
     worker = set_up_worker(config)
     dataset, train = worker.dataset, worker.train
     torch.manual_seed(train.seed)
@@ -128,9 +130,8 @@ def _worker(config: dict[str, Any]) -> None:
         began = time.perf_counter()
         batches = _plain_epoch(plain, optimizer, encoded, train, number)
         per_batch = (time.perf_counter() - began) / batches
-        if number:
-            seconds["ours"].append(ours)
-            seconds["plain"].append(per_batch)
+        seconds["ours"].append(ours)
+        seconds["plain"].append(per_batch)
     Path(config["figures"]).write_text(json.dumps(seconds), encoding="utf-8")
     if worker.telemetry is not None:
         worker.telemetry.close()

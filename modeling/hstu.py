@@ -70,17 +70,3 @@ class HstuBlock(nn.Module):
         pooled_BLV = (weights_BHLL @ values).transpose(1, 2).reshape(batch, length, -1)
         out_BLD: Tensor = self.project_out(self.dropout(gates * self.norm_pooled(pooled_BLV)))
         return x_BLD + out_BLD
-
-
-def reference_hstu_attention(
-    queries_LK: Tensor, keys_LK: Tensor, values_LV: Tensor, bias_LL: Tensor, max_events: int
-) -> Tensor:
-    """One head of one history, pair by pair: the oracle the block is tested against."""
-    rows = []
-    for i in range(len(queries_LK)):
-        total = torch.zeros_like(values_LV[0])
-        for j in range(i + 1):
-            weight = functional.silu(queries_LK[i] @ keys_LK[j] + bias_LL[i, j]) / max_events
-            total = total + weight * values_LV[j]
-        rows.append(total)
-    return torch.stack(rows)

@@ -94,6 +94,16 @@ def split_cases(
             yield _cases(table.take(pa.array(chosen)), starts[chosen], stops[chosen])
 
 
+def first_users(cases: Iterable[Cases], num_users: int) -> Iterator[Cases]:
+    """Whole batches until at least `num_users` users are in them; ingest dealt users to shards by hash."""
+    taken = 0
+    for batch in cases:
+        if taken >= num_users:
+            return
+        taken += len(batch)
+        yield batch
+
+
 def _cases(rows: pa.Table, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]) -> Cases:
     lists = {
         name: [np.asarray(row.values.to_numpy(), np.int64) for row in rows.column(name)]

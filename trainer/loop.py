@@ -17,7 +17,7 @@ from modeling.build import build_retriever
 from modeling.settings import ModelSettings
 from trainer.checkpoints import METRIC, LoopState, report_checkpoint, resume
 from trainer.engine import plain_weights, start_engine
-from trainer.evaluation import RetrieverScorer, evaluate_cases, split_cases
+from trainer.evaluation import RetrieverScorer, evaluate_cases, first_users, split_cases
 from trainer.ranks import Ranks
 from trainer.settings import EvaluateSettings, TrainSettings
 from trainer.step import train_step
@@ -160,15 +160,18 @@ def _validate_and_save(worker: Worker) -> None:
     vocabulary_rows = worker.engine.module.items.num_embeddings
     retriever = build_retriever(worker.model, num_rows=vocabulary_rows, num_actions=worker.dataset.num_actions)
     retriever.load_state_dict(weights)
+    cases = split_cases(
+        worker.dataset,
+        "validation",
+        users_per_batch=worker.evaluate.users_per_batch,
+        rank=ranks.rank,
+        world=ranks.world,
+    )
+    if worker.train.max_validation_users is not None:
+        cases = first_users(cases, -(-worker.train.max_validation_users // ranks.world))
     totals = evaluate_cases(
         RetrieverScorer(retriever.to(worker.engine.device).eval(), max_events=worker.model.max_events),
-        split_cases(
-            worker.dataset,
-            "validation",
-            users_per_batch=worker.evaluate.users_per_batch,
-            rank=ranks.rank,
-            world=ranks.world,
-        ),
+        cases,
         num_rows=vocabulary_rows,
         ks=(10,),
         remove_seen=worker.evaluate.seen == "removed",

@@ -74,7 +74,9 @@ class TrainSettings(Settings):
     )
     evaluate_every_epochs: int = Field(1, ge=1, description="epochs between two validations, each with a checkpoint")
     patience: int | None = Field(None, ge=1, description="validations without a better NDCG@10 before stopping early")
-    max_validation_users: int | None = Field(None, ge=1, description="users validated during training; None for all")
+    max_validation_users: int | None = Field(
+        None, ge=1, description="users validated during training, about; None for all"
+    )
     checkpoints_kept: int = Field(2, ge=1, description="best checkpoints kept; the newest is kept besides")
     optimizer: OptimizerSettings = Field(OptimizerSettings(), description="optimiser and schedule")
     engine: EngineSettings = Field(EngineSettings(), description="DeepSpeed")

@@ -187,13 +187,9 @@ def _fit(train: TrainSettings, model: ModelSettings, dataset: PreparedDataset, c
 
 def _cause(error: Exception) -> FarsightError:
     """The error that a worker raised, if it was one of ours."""
-    failures = getattr(error, "worker_failures", {})
-    for failure in failures.values():
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, FarsightError):
-                return type(cause)(str(cause).splitlines()[-1] if "Traceback" in str(cause) else str(cause))
-            cause = getattr(cause, "cause", None) or cause.__cause__
+    for failure in getattr(error, "worker_failures", {}).values():
+        if isinstance(failure, FarsightError):
+            return failure
     return TrainingError(f"training failed, and its restarts are used up: {error}")
 
 
