@@ -51,14 +51,14 @@ def main() -> None:
     arguments = parser(__doc__ or "")
     arguments.add_argument("--dataset", required=True, choices=["simulator", *SOURCES])
     arguments.add_argument("--recipe", required=True, help="a shipped recipe's name, or a file")
-    arguments.add_argument("--seeds", type=int, default=3, help="runs with seeds 0, 1, ... (1 with --quick)")
+    arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="with --quick only the first")
     arguments.add_argument("--out", type=Path, help="directory of the runs; runs/quality/DATASET by default")
     arguments.add_argument("overrides", nargs="*", metavar="a.b=c")
     chosen = arguments.parse_args()
     out = chosen.out or Path("runs/quality") / chosen.dataset
     shutil.rmtree(out, ignore_errors=True)
     runs = []
-    for seed in range(1 if chosen.quick else chosen.seeds):
+    for seed in chosen.seeds[:1] if chosen.quick else chosen.seeds:
         runs.append(measure(chosen.dataset, chosen.recipe, [*chosen.overrides, f"train.seed={seed}"], out, seed))
     figures = {name: statistics.fmean(run["model"][name] for run in runs) for name in METRICS}
     deviations = {

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,8 +35,7 @@ def publish(name: str, figures: Mapping[str, Any], file: Path | None) -> None:
 
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Minimum, median and maximum of repeated measurements."""
-    ordered = sorted(values)
-    return {"min": ordered[0], "median": ordered[len(ordered) // 2], "max": ordered[-1], "runs": len(ordered)}
+    return {"min": min(values), "median": statistics.median(values), "max": max(values), "runs": len(values)}
 
 
 def _surroundings() -> dict[str, Any]:

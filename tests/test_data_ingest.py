@@ -8,16 +8,19 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from data.dataset import PreparedDataset
+from data.encode import encode_windows
 from data.errors import FarsightError, LogError, RecipeError
 from data.ingest import run
 from data.schema import HISTORY_SCHEMA
 from data.storage import file_hash
+from data.windows import WINDOW_COLUMNS, cut_windows, length_buckets
 
 NUM_BAD = 6
 
@@ -321,3 +324,14 @@ def test_movielens_1m_and_beauty_have_their_published_counts(
     first = histories(dataset)["1"]
     assert dataset.vocabulary().external(first["items"]) == [str(movie) for movie in ratings["movie_id"]]
     assert os.listdir(tmp_path / "m-out" / "quarantine") == []
+    assert _padding_share(dataset, max_events=200, events_per_batch=4096) < 0.05
+
+
+def _padding_share(dataset: PreparedDataset, *, max_events: int, events_per_batch: int) -> float:
+    """Share of computed positions that hold no event, over one epoch."""
+    tables = dataset.history_tables([*WINDOW_COLUMNS, "num_train"])
+    windows = pa.concat_tables(cut_windows(table, max_events=max_events, rule="all") for table in tables)
+    lengths_B = encode_windows(windows).lengths_B
+    batches = length_buckets(lengths_B, events_per_batch=events_per_batch, random=np.random.default_rng(0))
+    computed = sum(len(rows) * int(lengths_B[rows].max()) for rows in batches)
+    return 1 - int(lengths_B.sum()) / computed
