@@ -11,7 +11,7 @@ def print_rankings(result: dict[str, Any]) -> None:
     """Metrics of every ranking of an evaluation, with what was ranked in the title."""
     rows, protocol = result["rows"], result["protocol"]
     first, *others = sorted(int(name.partition("@")[2]) for name in rows[0] if name.startswith("ndcg@"))
-    columns = ["model", *(f"{metric}@{first}" for metric in ("ndcg", "recall", "mrr", "coverage"))]
+    columns = ["model", *(f"{metric}@{first}" for metric in ("ndcg", "hr", "recall", "mrr", "coverage"))]
     columns += [f"{metric}@{k}" for k in others for metric in ("ndcg", "recall")]
     title = f"{protocol['split']} split, {rows[0]['users']:,} users, all {protocol['catalogue_items']:,} items ranked"
     print_table(f"{title}, seen items {protocol['seen']}", columns, rows)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from trainer.curves import draw_curve
+from trainer.progress import Follower
 from trainer.settings import TrackingSettings
 from trainer.telemetry import FILE_NAME, StepWindow, Telemetry, read_figures
 
@@ -63,3 +64,18 @@ def test_wandb_offline_keeps_the_figures_without_an_account(tmp_path: Path) -> N
     telemetry.close()
     (run,) = (tmp_path / "wandb").glob("offline-run-*-abc123")
     assert list(run.glob("run-abc123.wandb"))
+
+
+def test_the_progress_bar_reads_each_row_once_and_survives_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / FILE_NAME
+    follower = Follower(path)
+    follower.look()
+    assert follower.step == 0
+    path.write_text(
+        '{"kind": "step", "step": 20, "loss": 3.0}\n{"kind": "validation", "step": 20, "ndcg@10": 0.2}\n{"ki'
+    )
+    follower.look()
+    assert (follower.step, follower.loss, follower.best) == (20, 3.0, 0.2)
+    path.write_text('{"kind": "step", "step": 10, "loss": 4.0}\n')
+    follower.look()
+    assert (follower.step, follower.loss, follower.best) == (10, 4.0, 0.2)

@@ -1,46 +1,73 @@
 """A progress bar for a run whose work happens in other processes: it follows the run's figures."""
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from trainer.telemetry import read_figures
+from trainer.telemetry import FILE_NAME
 
 POLL_SECONDS = 1.0
 
 
 @contextmanager
-def progress_bar(run_dir: str, *, total_batches: int) -> Iterator[None]:
+def progress_bar(run_dir: str | Path, *, total_batches: int) -> Iterator[None]:
     """Show batches, loss and the best validation while the body runs; nothing where stderr is no terminal."""
-    done = threading.Event()
     bar: Any = tqdm(total=total_batches, desc="train", unit="batch", disable=None)
-
-    def follow() -> None:
-        while not done.wait(POLL_SECONDS):
-            _show(bar, run_dir)
-
     if bar.disable:
         yield
         return
-    follower = threading.Thread(target=follow, daemon=True)
-    follower.start()
+    done, follower = threading.Event(), Follower(Path(run_dir) / FILE_NAME)
+
+    def follow() -> None:
+        while not done.wait(POLL_SECONDS):
+            _show(bar, follower)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
     try:
         yield
     finally:
         done.set()
-        follower.join()
-        _show(bar, run_dir)
+        thread.join()
+        _show(bar, follower)
         bar.close()
 
 
-def _show(bar: Any, run_dir: str) -> None:
-    rows = read_figures(run_dir)
-    if not rows:
-        return
-    bar.n = rows[-1]["step"]
-    losses = [row["loss"] for row in rows if row["kind"] == "step"]
-    best = max((row["ndcg@10"] for row in rows if row["kind"] == "validation"), default=None)
-    bar.set_postfix({"loss": losses[-1] if losses else None, "best ndcg@10": best})
+class Follower:
+    """Reads what was appended to a run's figures since the last look, and keeps the newest of each."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._position = 0
+        self.step = 0
+        self.loss: float | None = None
+        self.best: float | None = None
+
+    def look(self) -> None:
+        """Take in the new rows; a line that is still being written waits for the next look."""
+        if not self._path.is_file():
+            return
+        if self._path.stat().st_size < self._position:  # a restarted attempt has rewritten the file
+            self._position = 0
+        with self._path.open("rb") as file:
+            file.seek(self._position)
+            appended = file.read()
+        complete = appended[: appended.rfind(b"\n") + 1]
+        self._position += len(complete)
+        for line in complete.splitlines():
+            row = json.loads(line)
+            self.step = row["step"]
+            self.loss = row.get("loss", self.loss)
+            if "ndcg@10" in row:
+                self.best = max(row["ndcg@10"], self.best or 0.0)
+
+
+def _show(bar: Any, follower: Follower) -> None:
+    follower.look()
+    bar.n = follower.step
+    bar.set_postfix({"loss": follower.loss, "best ndcg@10": follower.best})
