@@ -9,7 +9,7 @@ import torch
 from data.dataset import PreparedDataset
 from data.errors import ArtifactError, ArtifactMismatch, FarsightError
 from modeling.artifact import SETTINGS, WEIGHTS, Artifact
-from tests.serve_world import write_artifact, write_dataset
+from tests.small_world import write_artifact, write_dataset
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from serve.answer import Query
 from serve.app import _wait_for_signal, run
 from serve.engine import Engine
 from serve.release import run as build_release
-from tests.serve_world import ACTIONS, NUM_ITEMS, START, item_id, write_artifact, write_dataset
+from tests.small_world import ACTIONS, NUM_ITEMS, START, item_id, write_artifact, write_dataset
 
 pytestmark = pytest.mark.ray
 

@@ -17,7 +17,7 @@ from modeling.metrics import hide, top_rows
 from serve.answer import Query
 from serve.engine import Engine, MissingTimes
 from serve.release import Release, run
-from tests.serve_world import ACTIONS, MAX_EVENTS, NUM_ITEMS, START, item_id, write_artifact, write_dataset
+from tests.small_world import ACTIONS, MAX_EVENTS, NUM_ITEMS, START, item_id, write_artifact, write_dataset
 from trainer.evaluation import RetrieverScorer, split_cases
 
 FLAT: dict[str, object] = {}

@@ -13,7 +13,7 @@ from data.dataset import PreparedDataset, Split
 from data.errors import ArtifactMismatch, DatasetError, RecipeError
 from data.storage import MANIFEST, write_json
 from modeling.artifact import Artifact
-from tests.serve_world import NUM_ITEMS, item_id, write_artifact, write_dataset
+from tests.small_world import NUM_ITEMS, item_id, write_artifact, write_dataset
 from tests.test_modeling_metrics import brute_force
 from trainer.baselines import ExternalRanking, Popularity
 from trainer.evaluation import Cases, RetrieverScorer, evaluate_cases, split_cases
@@ -25,10 +25,7 @@ KS = (1, 5, 20)
 def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreparedDataset, Artifact]:
     directory = tmp_path_factory.mktemp("evaluation")
     dataset = write_dataset(directory / "dataset", num_users=40)
-    dataset.manifest["counts"].update(users_with_validation=40, users_with_test=40)
-    dataset.manifest["split"] = {"kind": "last_out"}
-    write_json(dataset.directory / MANIFEST, dataset.manifest)
-    return PreparedDataset.open(dataset.directory), write_artifact(directory / "artifact", dataset, num_twins=20)
+    return dataset, write_artifact(directory / "artifact", dataset, num_twins=20)
 
 
 def cases(dataset: PreparedDataset, split: Split = "test", users: int = 7) -> list[Cases]:

@@ -15,7 +15,7 @@ from data.dataset import PreparedDataset
 from data.errors import DatasetError, MachineError, NonFiniteLoss, RecipeError, TrainingError
 from data.storage import MANIFEST, write_json
 from modeling.artifact import Artifact
-from tests.serve_world import write_dataset
+from tests.small_world import write_dataset
 from trainer.settings import WorkerSettings
 from trainer.telemetry import read_figures
 from trainer.train import check_resources
@@ -152,6 +152,15 @@ def test_a_model_that_reads_times_refuses_a_dataset_without_them(tmp_path: Path)
     dataset = PreparedDataset.open(tmp_path / "dataset")
     write_json(dataset.directory / MANIFEST, {**dataset.manifest, "has_times": False})
     with pytest.raises(DatasetError, match=r"set model.encoder.time_bias=false"):
+        trainer.train.run(settings)
+
+
+def test_a_dataset_without_validation_targets_is_refused(tmp_path: Path) -> None:
+    settings = recipe(tmp_path)
+    dataset = PreparedDataset.open(tmp_path / "dataset")
+    dataset.manifest["counts"]["users_with_validation"] = 0
+    write_json(dataset.directory / MANIFEST, dataset.manifest)
+    with pytest.raises(DatasetError, match="no user has validation targets, by which the best checkpoint is chosen"):
         trainer.train.run(settings)
 
 

@@ -49,7 +49,7 @@ def train_worker(config: dict[str, Any]) -> None:
     """
     worker = set_up_worker(config)
     try:
-        while worker.state.epoch < worker.train.epochs:
+        while worker.state.epoch < worker.train.epochs and not _out_of_patience(worker):
             began = time.perf_counter()
             train_epoch(worker)
             worker.state.epoch += 1
@@ -59,7 +59,7 @@ def train_worker(config: dict[str, Any]) -> None:
                 began = time.perf_counter()
                 _validate_and_save(worker)
                 worker.state.seconds = worker.ranks.first(worker.state.seconds + time.perf_counter() - began)
-            if last or _out_of_patience(worker):
+            if last:
                 break
     finally:
         if worker.telemetry is not None:
@@ -68,6 +68,11 @@ def train_worker(config: dict[str, Any]) -> None:
 
 
 def set_up_worker(config: dict[str, Any]) -> Worker:
+    """Build one rank's part of a run and load the newest checkpoint, if there is one. A collective.
+
+    Raises:
+        TrainingError: the checkpoint was written by another number of workers.
+    """
     train = TrainSettings.model_validate(config["train"])
     model = ModelSettings.model_validate(config["model"])
     context = ray.train.get_context()
@@ -105,6 +110,11 @@ def set_up_worker(config: dict[str, Any]) -> Worker:
 
 
 def train_epoch(worker: Worker) -> None:
+    """Train on one epoch of batches, and write a row of figures every few of them. A collective.
+
+    Raises:
+        NonFiniteLoss: on every rank, if any rank's loss is not finite.
+    """
     train, state = worker.train, worker.state
     # Negatives and dropout are a function of (seed, epoch, rank), so a resumed epoch draws the same.
     draws = np.random.SeedSequence([train.seed, state.epoch, worker.ranks.rank]).generate_state(2)

@@ -53,7 +53,7 @@ class TrackingSettings(Settings):
 
     wandb: Literal["offline", "online", "disabled"] = Field("offline", description="W&B mode; offline needs no account")
     project: str = Field("farsight", description="W&B project")
-    every_steps: int = Field(20, ge=1, description="optimiser steps between two rows of figures")
+    every_steps: int = Field(20, ge=1, description="batches per worker between two rows of figures")
 
 
 class TrainSettings(Settings):

@@ -58,6 +58,11 @@ def run(recipe: Recipe) -> dict[str, Any]:
             f"{train.dataset}: its log had no times, and model.encoder.time_bias needs them; "
             "set model.encoder.time_bias=false or ingest a log with times"
         )
+    if not dataset.manifest["counts"]["users_with_validation"]:
+        raise DatasetError(
+            f"{train.dataset}: no user has validation targets, by which the best checkpoint is chosen; ingest more "
+            "events per user, or with another ingest.split"
+        )
     run_dir = Path(train.run_dir).resolve()
     config = {
         "train": {

@@ -1,4 +1,4 @@
-"""A small prepared dataset and an untrained artifact of it, for the tests of serving."""
+"""A small prepared dataset and an untrained artifact of it, for the tests of training and serving."""
 
 from pathlib import Path
 
@@ -62,7 +62,13 @@ def write_dataset(directory: Path, num_users: int = 20, num_items: int = NUM_ITE
         manifest = {
             "kind": KIND,
             "format_version": FORMAT_VERSION,
-            "counts": {"users": num_users, "items": num_items},
+            "counts": {
+                "users": num_users,
+                "items": num_items,
+                "users_with_validation": num_users,
+                "users_with_test": num_users,
+            },
+            "split": {"kind": "last_out"},
             "actions": ACTIONS,
             "has_times": True,
             "vocabulary_hash": vocabulary.content_hash,
