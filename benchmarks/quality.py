@@ -9,6 +9,7 @@ several seeds the report holds every run, the mean and the deviation.
 import os
 import shutil
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import trainer.evaluate
 import trainer.train
 from benchmarks.report import parser, publish
 from cluster.recipe_files import read_recipe
-from data.errors import DatasetError
+from data.errors import DatasetError, FarsightError
 
 METRICS = ("ndcg@10", "hr@10")
 
@@ -114,4 +115,8 @@ def _make_log(dataset: str, log: Path, recipe: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FarsightError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
