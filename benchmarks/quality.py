@@ -67,7 +67,7 @@ def main() -> None:
     }
     seconds = statistics.fmean(run["seconds"] for run in runs)
     named = {"dataset": chosen.dataset, "recipe": chosen.recipe}
-    publish("quality", {**named, **figures, **deviations, "seconds": seconds, "runs": runs}, chosen.json)
+    publish("quality", {**named, **figures, **deviations, "seconds": seconds, "runs": runs}, chosen)
 
 
 def measure(dataset: str, recipe_name: str, overrides: list[str], out: Path, seed: int) -> dict[str, Any]:

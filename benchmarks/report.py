@@ -16,16 +16,18 @@ PACKAGES = ("torch", "ray", "deepspeed", "pyarrow", "numpy", "faiss-cpu", "faiss
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the two options that every benchmark has."""
+    """A parser with the two options that every benchmark has; notes the commit before the run, not after it."""
     result = argparse.ArgumentParser(description=description)
     result.add_argument("--quick", action="store_true", help="a smaller run that shows the same thing")
     result.add_argument("--json", type=Path, metavar="FILE", help="also write the report to this file")
+    result.set_defaults(commit=_commit())
     return result
 
 
-def publish(name: str, figures: Mapping[str, Any], file: Path | None) -> None:
-    """Print a report as JSON, and write it to `file` if one is given."""
-    report = {"benchmark": name, **figures, "made_with": _surroundings()}
+def publish(name: str, figures: Mapping[str, Any], chosen: argparse.Namespace) -> None:
+    """Print a report as JSON, and write it to the file that `--json` named."""
+    file: Path | None = chosen.json
+    report = {"benchmark": name, **figures, "made_with": {"commit": chosen.commit, **_surroundings()}}
     text = json.dumps(report, indent=2, default=str)
     print(text)
     if file is not None:
@@ -47,7 +49,6 @@ def _surroundings() -> dict[str, Any]:
             continue
     return {
         "command": " ".join(["python -m", *_module(), *sys.argv[1:]]),
-        "commit": _commit(),
         "python": platform.python_version(),
         "versions": versions,
         "cpu": _cpu_name(),

@@ -74,7 +74,7 @@ def main() -> None:
         "seconds_per_batch": {name: spread(values[1:]) for name, values in seconds.items()},
         "rounds": rounds,
     }
-    publish("step_overhead", figures, chosen.json)
+    publish("step_overhead", figures, chosen)
 
 
 def _fit(recipe: dict[str, Any], folder: Path, rounds: int) -> dict[str, list[float]]:

@@ -12,7 +12,8 @@ from benchmarks.report import parser, publish, spread
 def test_a_report_holds_figures_by_name_with_versions_commit_and_hardware(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    publish("speed", {"ratio": 1.5}, tmp_path / "reports" / "speed.json")
+    chosen = parser("what it does").parse_args(["--json", str(tmp_path / "reports" / "speed.json")])
+    publish("speed", {"ratio": 1.5}, chosen)
     report = json.loads((tmp_path / "reports" / "speed.json").read_text())
     assert json.loads(capsys.readouterr().out) == report
     assert report["benchmark"] == "speed"
