@@ -4,7 +4,7 @@ A TypedDict of tensors, because Ray moves plain dicts to devices and DeepSpeed's
 tensors inside them. Rows are padded on the right with 0, so a causal model never looks at padding.
 """
 
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +53,15 @@ def collate(histories: EncodedHistories, rows: npt.NDArray[np.int64] | None = No
         lengths_B=torch.from_numpy(lengths_B),
         users_B=torch.from_numpy(histories.users_B[chosen]),
     )
+
+
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    """The batch on a device. To a GPU it goes through pinned memory, so that nothing waits for the copy."""
+    target = torch.device(device)
+    tensors = cast(dict[str, Tensor], batch)
+    if target.type == "cuda":
+        tensors = {name: value.pin_memory() for name, value in tensors.items()}
+    return cast(Batch, {name: value.to(target, non_blocking=True) for name, value in tensors.items()})
 
 
 def _shifted(values_BL: IntArray, last_B: IntArray, lengths_B: IntArray) -> IntArray:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import ray.data
 import torch
 
-from data.batch import Batch, collate
+from data.batch import Batch, collate, to_device
 from data.dataset import PreparedDataset
 from data.encode import encode_windows
 from data.windows import WINDOW_COLUMNS, WindowRule, cut_windows, length_buckets
@@ -70,8 +70,7 @@ class TrainingStream:
         for windows in self._buffers() if self._kept is None else self._kept:
             encoded = encode_windows(windows)
             for rows in length_buckets(encoded.lengths_B, events_per_batch=self._events_per_batch, random=random):
-                batch = collate(encoded, rows)
-                yield batch if self._device.type == "cpu" else _moved(batch, self._device)
+                yield to_device(collate(encoded, rows), self._device)
 
     def _buffers(self) -> Iterator[pa.Table]:
         """Buffers from Ray Data, read one ahead: the end is known while the last one is still in use."""
@@ -89,8 +88,3 @@ class TrainingStream:
             if ahead is None:
                 self._kept = seen
             yield current
-
-
-def _moved(batch: Batch, device: torch.device) -> Batch:
-    tensors = cast(dict[str, torch.Tensor], batch)
-    return cast(Batch, {name: value.pin_memory().to(device, non_blocking=True) for name, value in tensors.items()})

@@ -32,7 +32,10 @@ def time_buckets(query_times_BL: Int[Tensor, "B L"], times_BL: Int[Tensor, "B L"
 
 
 class _BucketLookup(torch.autograd.Function):
-    """`weight[buckets]`, whose gradient is a histogram: far cheaper than a scatter of millions of rows."""
+    """`weight[buckets]`, whose gradient is a histogram: far cheaper than a scatter of millions of rows.
+
+    The ignores: torch lets the context take any attribute, and its types do not know it.
+    """
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, weight_K: Tensor, buckets: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ def run(
         on_ready(result)
     if blocking:
         _wait_for_signal()
-        ray.serve.shutdown()  # type: ignore[no-untyped-call]
+        ray.serve.shutdown()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
     return result
 
 

@@ -3,13 +3,11 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from data.batch import Batch, collate
+from data.batch import collate, to_device
 from data.encode import encode_histories
 from data.schema import TRAIN_EVENTS
 from serve.answer import (
@@ -84,7 +82,7 @@ class Engine:
             [query.query_time for query in queries],
             max_events=self._max_events,
         )
-        batch = _on_device(collate(histories), self._device)
+        batch = to_device(collate(histories), self._device)
         with torch.inference_mode():
             query_QD: FloatArray = self._retriever.query_vectors(batch).float().cpu().numpy()
         return query_QD
@@ -131,7 +129,3 @@ class Engine:
         # The first k + barred of the order hold k that are not barred, wherever the barred stand.
         first_K = self._popular_V[: search_depth(query)]
         return pick(first_K, self._train_events_V[first_K - 1].astype(np.float32), query)
-
-
-def _on_device(batch: Batch, device: str) -> Batch:
-    return cast(Batch, {name: cast(Tensor, tensor).to(device) for name, tensor in batch.items()})

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data.batch import Batch, collate
+from data.batch import Batch, collate, to_device
 from data.dataset import PreparedDataset, Split
 from data.encode import encode_histories
 from modeling.metrics import hide, ranking_metrics, target_ranks, top_rows
@@ -67,10 +67,9 @@ class RetrieverScorer:
             self._items_VD = retriever.item_vectors(torch.arange(retriever.items.num_embeddings, device=self._device))
 
     def __call__(self, cases: Cases) -> Float[Tensor, "B V"]:
-        batch = cases.batch(self._max_events)
-        on_device = Batch(**{name: value.to(self._device) for name, value in batch.items()})  # type: ignore[typeddict-item, attr-defined]  # mypy sees the values of a TypedDict as objects
+        batch = to_device(cases.batch(self._max_events), self._device)
         with torch.inference_mode():
-            return self._retriever.query_vectors(on_device) @ self._items_VD.T
+            return self._retriever.query_vectors(batch) @ self._items_VD.T
 
 
 def split_cases(
