@@ -87,7 +87,6 @@ def _fit(recipe: dict[str, Any], folder: Path, rounds: int) -> dict[str, list[fl
         "evaluate": EvaluateSettings().model_dump(mode="json"),
         "run_id": "step-overhead",
         "total_targets": count_targets(dataset, max_events=model.max_events, rule=train.windows),
-        "recipe": {},
         "rounds": rounds,
         "figures": str(folder / FIGURES),
     }
@@ -110,7 +109,7 @@ def _worker(config: dict[str, Any]) -> None:
     torch.manual_seed(train.seed)
     plain = build_retriever(
         worker.model,
-        num_rows=dataset.vocabulary().num_rows,
+        num_rows=dataset.num_rows,
         num_actions=dataset.num_actions,
         train_counts=dataset.train_counts(),
     )

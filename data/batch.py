@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from data.encode import EncodedHistories, IntArray
+from data.encode import EncodedHistories
+from data.ragged import IntArray
 
 
 class Batch(TypedDict):

@@ -53,6 +53,11 @@ class PreparedDataset:
         return int(self.manifest["counts"]["users"])
 
     @property
+    def num_rows(self) -> int:
+        """Rows of a table indexed by item row, padding included; no need to read the vocabulary for it."""
+        return int(self.manifest["counts"]["items"]) + 1
+
+    @property
     def num_actions(self) -> int:
         """Distinct actions; codes run from 1 to this, 0 means none."""
         return len(self.manifest["actions"])

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-IntArray = npt.NDArray[np.int64]
+from data.ragged import IntArray, joined_ranges, list_column
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,13 @@ def encode_windows(windows: pa.Table) -> EncodedHistories:
     `windows` comes from `data.windows.cut_windows`: list columns `items`, `times`, `actions` of at
     least two events each, and `user_key`.
     """
-    stops_B, starts_B, flat = _flat_lists(windows, ("items", "times", "actions"))
-    lengths_B = stops_B - starts_B - 1
-    offsets_B1 = np.concatenate([[0], np.cumsum(lengths_B)]).astype(np.int64)
-    # Position of every kept event (all but each window's last) in the flat columns.
-    kept_E = np.arange(offsets_B1[-1]) + np.repeat(starts_B - offsets_B1[:-1], lengths_B)
+    combined = windows.combine_chunks()
+    lists = {name: list_column(combined, name) for name in ("items", "times", "actions")}
+    flat = {name: column.values.to_numpy().astype(np.int64) for name, column in lists.items()}
+    bounds_B1 = lists["items"].offsets.to_numpy().astype(np.int64)
+    starts_B, stops_B = bounds_B1[:-1], bounds_B1[1:]
+    # Every event but each window's last, which is only a target.
+    kept_E, offsets_B1 = joined_ranges(starts_B, stops_B - starts_B - 1)
     return EncodedHistories(
         items_E=flat["items"][kept_E],
         times_E=flat["times"][kept_E],
@@ -93,16 +95,3 @@ def encode_windows(windows: pa.Table) -> EncodedHistories:
         next_items_B=flat["items"][stops_B - 1],
         users_B=windows.column("user_key").to_numpy().astype(np.int64),
     )
-
-
-def _flat_lists(table: pa.Table, names: Sequence[str]) -> tuple[IntArray, IntArray, dict[str, IntArray]]:
-    """Stops and starts of each row's list, and the flat values of each list column."""
-    combined = table.combine_chunks()
-    flat: dict[str, IntArray] = {}
-    offsets = np.zeros(1, np.int64)
-    for name in names:
-        column = combined.column(name)
-        lists = column.chunk(0) if column.num_chunks else pa.array([], column.type)
-        offsets = lists.offsets.to_numpy().astype(np.int64)
-        flat[name] = lists.values.to_numpy().astype(np.int64)
-    return offsets[1:], offsets[:-1], flat

@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from data.ragged import joined_ranges, list_column
+
 WindowRule = Literal["last", "all"]
 WINDOW_COLUMNS = ("user_key", "items", "times", "actions")
 
@@ -26,7 +28,7 @@ def cut_windows(histories: pa.Table, *, max_events: int, rule: WindowRule) -> pa
         Table with `user_key` and the list columns `items`, `times`, `actions`.
     """
     combined = histories.combine_chunks()
-    offsets = _lists(combined, "items").offsets.to_numpy().astype(np.int64)
+    offsets = list_column(combined, "items").offsets.to_numpy().astype(np.int64)
     num_train = combined.column("num_train").to_numpy().astype(np.int64)
     num_windows = np.maximum(-(-(num_train - 1) // max_events), 0)
     if rule == "last":
@@ -36,19 +38,12 @@ def cut_windows(histories: pa.Table, *, max_events: int, rule: WindowRule) -> pa
     nth_W = np.arange(len(row_W)) - first_W  # 0 = newest window of its history
     stop_W = offsets[row_W] + num_train[row_W] - nth_W * max_events
     start_W = np.maximum(stop_W - max_events - 1, offsets[row_W])
-    length_W = stop_W - start_W
-    new_offsets = np.concatenate([[0], np.cumsum(length_W)])
-    taken_E = np.arange(new_offsets[-1]) + np.repeat(start_W - new_offsets[:-1], length_W)
+    taken_E, new_offsets = joined_ranges(start_W, stop_W - start_W)
     columns: dict[str, pa.Array] = {"user_key": combined.column("user_key").to_numpy()[row_W]}
     for name in ("items", "times", "actions"):
-        values = _lists(combined, name).values.take(pa.array(taken_E))
+        values = list_column(combined, name).values.take(pa.array(taken_E))
         columns[name] = pa.ListArray.from_arrays(pa.array(new_offsets, pa.int32()), values)
     return pa.table(columns)
-
-
-def _lists(table: pa.Table, name: str) -> pa.ListArray:
-    column = table.column(name)
-    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
 
 def length_buckets(

@@ -55,10 +55,9 @@ def save_artifact(
     """
     with published_directory(directory, replace=replace) as aside:
         save_file({name: value.detach().float().contiguous().cpu() for name, value in weights.items()}, aside / WEIGHTS)
-        vocabulary = dataset.vocabulary()
         content = {
             "model": settings.model_dump(mode="json"),
-            "num_rows": vocabulary.num_rows,
+            "num_rows": dataset.num_rows,
             "actions": dataset.manifest["actions"],
         }
         write_json(aside / SETTINGS, content)
@@ -70,7 +69,7 @@ def save_artifact(
             "format_version": FORMAT_VERSION,
             "files": hashes,
             "content_hash": _content_hash(hashes),
-            "vocabulary_hash": vocabulary.content_hash,
+            "vocabulary_hash": dataset.manifest["vocabulary_hash"],
             "facts": dict(facts or {}),
         }
         write_json(aside / MANIFEST, manifest)

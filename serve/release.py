@@ -20,9 +20,8 @@ import torch
 from jaxtyping import Float32
 from tqdm import tqdm
 
-from data.batch import collate
+from data.cases import split_cases
 from data.dataset import PreparedDataset
-from data.encode import encode_histories
 from data.errors import ArtifactError, ArtifactMismatch
 from data.settings import Recipe, read_section
 from data.storage import MANIFEST, published_directory, read_manifest, write_json
@@ -165,24 +164,10 @@ def _dataset_queries(
 ) -> Float32[npt.NDArray[np.float32], "Q D"]:
     """Query vectors of the dataset's first test histories, as evaluation encodes them."""
     artifact.check_dataset(dataset)
-    columns = ("items", "times", "actions")
-    histories: list[dict[str, Any]] = []
-    for table in dataset.history_tables([*columns, "num_train", "num_validation"]):
-        for row in table.to_pylist():
-            row["cut"] = row["num_train"] + row["num_validation"]
-            if 0 < row["cut"] < len(row["items"]):
-                histories.append(row)
-        if len(histories) >= num_queries:
-            break
-    del histories[num_queries:]
-    if not histories:
-        raise ArtifactError(f"{dataset.directory}: no test histories to measure recall with; leave the dataset out")
     parts: list[npt.NDArray[np.float32]] = []
     with torch.inference_mode():
-        for start in range(0, len(histories), QUERY_BATCH):
-            chosen = histories[start : start + QUERY_BATCH]
-            items, times, actions = ([row[name][: row["cut"]] for row in chosen] for name in columns)
-            query_times = [row["times"][row["cut"]] for row in chosen]
-            encoded = encode_histories(items, times, actions, query_times, max_events=artifact.max_events)
-            parts.append(retriever.query_vectors(collate(encoded)).float().numpy())
+        for cases in split_cases(dataset, "test", users_per_batch=QUERY_BATCH, min_events=1, max_users=num_queries):
+            parts.append(retriever.query_vectors(cases.batch(artifact.max_events)).float().numpy())
+    if not parts:
+        raise ArtifactError(f"{dataset.directory}: no test histories to measure recall with; leave the dataset out")
     return np.concatenate(parts)

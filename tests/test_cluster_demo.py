@@ -11,14 +11,9 @@ import pytest
 
 from cluster import demo
 from cluster.recipe_files import read_recipe
+from tests.ports import free_port
 
 STEPS = ["simulate", "ingest", "train", "index", "serve", "evaluate", "retrieve"]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.ray
@@ -26,7 +21,7 @@ def test_the_whole_path_goes_from_log_shards_to_an_http_answer(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    port = _free_port()
+    port = free_port()
     demo.walk("smoke", [f"serve.port={port}"])
     printed = capsys.readouterr().out
 

@@ -7,7 +7,6 @@ in a shell. Lines with `make` are checked against the Makefile instead: this tes
 import json
 import re
 import shlex
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from click.testing import CliRunner
 
 from cluster import floors
 from cluster.cli import cli
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -42,12 +42,6 @@ def _commands(kind: str) -> Iterator[str]:
             yield "\n".join(command)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.mark.ray
 def test_every_shell_block_of_the_readme_runs(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -61,7 +55,7 @@ def test_every_shell_block_of_the_readme_runs(
 
     monkeypatch.setattr(floors, "start", without_waiting)
     monkeypatch.chdir(tmp_path)
-    port = _free_port()
+    port = free_port()
     moved = {"serve": ["--port", str(port)], "retrieve": ["--url", f"http://127.0.0.1:{port}"]}
     outputs: dict[str, str] = {}
     try:

@@ -19,6 +19,7 @@ from serve.answer import Query
 from serve.app import _wait_for_signal, run
 from serve.engine import Engine
 from serve.release import run as build_release
+from tests.ports import free_port
 from tests.small_world import ACTIONS, NUM_ITEMS, START, item_id, write_artifact, write_dataset
 
 pytestmark = pytest.mark.ray
@@ -50,12 +51,6 @@ def url(release: Path, ray_session: None) -> Iterator[str]:
     assert ready == [result]
     yield result["url"]
     ray.serve.shutdown()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def history(seed: int) -> list[dict[str, Any]]:

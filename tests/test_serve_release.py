@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from data.batch import collate
+from data.cases import split_cases
 from data.dataset import PreparedDataset
 from data.encode import encode_histories
 from data.errors import ArtifactError, ArtifactMismatch
@@ -18,7 +19,7 @@ from serve.answer import Query
 from serve.engine import Engine, MissingTimes
 from serve.release import Release, run
 from tests.small_world import ACTIONS, MAX_EVENTS, NUM_ITEMS, START, item_id, write_artifact, write_dataset
-from trainer.evaluation import RetrieverScorer, split_cases
+from trainer.evaluation import RetrieverScorer
 
 FLAT: dict[str, object] = {}
 

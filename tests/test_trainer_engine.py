@@ -3,7 +3,6 @@
 import itertools
 import os
 import re
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from data.errors import NonFiniteLoss
 from modeling.build import build_retriever
 from modeling.retriever import Retriever
 from modeling.settings import HstuSettings, ModelSettings
+from tests.ports import free_port
 from trainer.engine import deepspeed_config, learning_rate_factor, plain_weights, start_engine
 from trainer.ranks import Ranks
 from trainer.settings import EngineSettings, OptimizerSettings
@@ -115,11 +115,8 @@ def _meet_nan(engine: Any, ranks: Ranks, rank: int, directory: str) -> None:
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two ranks wrote after training under every stage."""
     directory = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     sys.path.insert(0, str(Path(__file__).parent))  # the spawned ranks import this file by its name
-    mp.spawn(_rank, args=(port, str(directory)), nprocs=2)  # type: ignore[no-untyped-call]
+    mp.spawn(_rank, args=(free_port(), str(directory)), nprocs=2)  # type: ignore[no-untyped-call]
     return directory
 
 

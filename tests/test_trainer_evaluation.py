@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import trainer.evaluate
+from data.cases import Cases, split_cases
 from data.dataset import PreparedDataset, Split
 from data.errors import ArtifactMismatch, DatasetError, RecipeError
 from data.storage import MANIFEST, write_json
@@ -16,7 +17,7 @@ from modeling.artifact import Artifact
 from tests.small_world import NUM_ITEMS, item_id, write_artifact, write_dataset
 from tests.test_modeling_metrics import brute_force
 from trainer.baselines import ExternalRanking, Popularity
-from trainer.evaluation import Cases, RetrieverScorer, evaluate_cases, split_cases
+from trainer.evaluation import RetrieverScorer, evaluate_cases
 
 KS = (1, 5, 20)
 
@@ -150,3 +151,13 @@ def test_what_cannot_be_evaluated_is_refused_with_the_reason(
     write_json(tmp_path / "copy" / MANIFEST, no_test.manifest)
     with pytest.raises(DatasetError, match="no user has test targets"):
         trainer.evaluate.run(str(artifact.directory), str(tmp_path / "copy"))
+
+
+def test_a_limit_takes_users_of_all_lengths_and_no_more_than_asked(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "dataset", num_users=40)
+    limited = [
+        user for batch in split_cases(dataset, "test", users_per_batch=4, max_users=10) for user in batch.user_ids
+    ]
+    assert sorted(limited) == sorted(f"u{user}" for user in range(10))  # the first ones, not the shortest ones
+    long = list(split_cases(dataset, "test", users_per_batch=4, min_events=9))
+    assert min(len(items) for batch in long for items in batch.items) >= 9

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from data.cases import Cases
 from data.dataset import PreparedDataset, Split
 from data.errors import DatasetError
 from data.vocabulary import Vocabulary
-from trainer.evaluation import Cases
 
 
 class Popularity:

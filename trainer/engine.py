@@ -83,13 +83,11 @@ def plain_weights(engine: Any) -> dict[str, torch.Tensor]:
 
     What is evaluated and exported is this copy, so both see the same numbers under every stage.
     """
-    module = engine.module
-    if engine.zero_optimization_stage() < 3:
-        return {name: value.detach().float().cpu().clone() for name, value in module.state_dict().items()}
-    deepspeed = _import_deepspeed(compiled_ops=True)
-    parameters = dict(module.named_parameters())
-    with deepspeed.zero.GatheredParameters(list(parameters.values())):
-        return {name: value.detach().float().cpu().clone() for name, value in parameters.items()}
+    import deepspeed  # after `start_engine`, which sets what its import reads
+
+    parameters = dict(engine.module.named_parameters())
+    with deepspeed.zero.GatheredParameters(list(parameters.values()), enabled=engine.zero_optimization_stage() == 3):
+        return {name: value.detach().to("cpu", torch.float32, copy=True) for name, value in parameters.items()}
 
 
 def gradient_norm(engine: Any) -> float:

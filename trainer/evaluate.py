@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from data.cases import split_cases
 from data.dataset import PreparedDataset, Split
 from data.errors import DatasetError
 from data.settings import Recipe, read_section
 from modeling.artifact import Artifact
 from trainer.baselines import ExternalRanking, Popularity
-from trainer.evaluation import RetrieverScorer, Scorer, evaluate_cases, split_cases
+from trainer.evaluation import RetrieverScorer, Scorer, evaluate_cases
 from trainer.settings import EvaluateSettings
 
 
@@ -42,11 +43,10 @@ def run(
     opened.check_dataset(prepared)
     if not prepared.manifest["counts"].get(f"users_with_{split}"):
         raise DatasetError(f"{dataset}: no user has {split} targets; ingest with another split")
-    vocabulary = prepared.vocabulary()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     scorers: dict[str, Scorer] = {"popularity": Popularity(prepared)}
     for name, path in (rankings or {}).items():
-        scorers[name] = ExternalRanking(path, vocabulary, split)
+        scorers[name] = ExternalRanking(path, prepared.vocabulary(), split)
     scorers["model"] = RetrieverScorer(opened.load_retriever(device), max_events=opened.max_events)
     rows: list[dict[str, Any]] = []
     for name, scorer in scorers.items():
@@ -54,7 +54,7 @@ def run(
         totals = evaluate_cases(
             scorer,
             tqdm(cases, desc=f"evaluate {name}", unit="batch", disable=None),
-            num_rows=vocabulary.num_rows,
+            num_rows=prepared.num_rows,
             ks=settings.ks,
             remove_seen=settings.seen == "removed",
         )
@@ -63,7 +63,7 @@ def run(
         "split": split,
         "split_rule": prepared.manifest["split"],
         "seen": settings.seen,
-        "catalogue_items": vocabulary.num_items,
+        "catalogue_items": prepared.num_rows - 1,
         "history": "stable sort by (time, order, log order); request time = time of the first target",
         "ties": "equal scores by item row",
     }

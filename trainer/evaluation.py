@@ -1,48 +1,19 @@
 """Full-catalogue evaluation: every item is scored for every user, and the targets' exact ranks counted."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data.batch import Batch, collate, to_device
-from data.dataset import PreparedDataset, Split
-from data.encode import encode_histories
+from data.batch import to_device
+from data.cases import Cases
 from modeling.metrics import hide, ranking_metrics, target_ranks, top_rows
 from modeling.retriever import Retriever
 from trainer.ranks import Ranks
-
-COLUMNS = ("user_id", "user_key", "items", "times", "actions", "num_train", "num_validation", "num_test")
-
-
-@dataclass(frozen=True)
-class Cases:
-    """B users of one split: what was known before their targets, and the targets."""
-
-    user_ids: list[str]
-    user_keys: list[int]
-    items: list[npt.NDArray[np.int64]]  # the whole history before the first target, item rows
-    times: list[npt.NDArray[np.int64]]
-    actions: list[npt.NDArray[np.int64]]
-    query_times: list[int]  # time of the first target
-    targets: list[npt.NDArray[np.int64]]  # distinct item rows, at least one
-
-    def __len__(self) -> int:
-        return len(self.user_ids)
-
-    def batch(self, max_events: int) -> Batch:
-        """The histories as the model sees them."""
-        return collate(
-            encode_histories(
-                self.items, self.times, self.actions, self.query_times, max_events=max_events, users=self.user_keys
-            )
-        )
 
 
 class Scorer(Protocol):
@@ -70,53 +41,6 @@ class RetrieverScorer:
         batch = to_device(cases.batch(self._max_events), self._device)
         with torch.inference_mode():
             return self._retriever.query_vectors(batch) @ self._items_VD.T
-
-
-def split_cases(
-    dataset: PreparedDataset, split: Split, *, users_per_batch: int, rank: int = 0, world: int = 1
-) -> Iterator[Cases]:
-    """Users with targets in a split, similar history lengths together; each user on exactly one rank.
-
-    The history of a validation target is the training part; of a test target, the training and
-    validation part. The request time is the time of the first target.
-    """
-    for table in dataset.history_tables(COLUMNS, rank=rank, world=world):
-        train, validation, test = (
-            table.column(name).to_numpy().astype(np.int64) for name in ("num_train", "num_validation", "num_test")
-        )
-        starts = train if split == "validation" else train + validation
-        stops = starts + (validation if split == "validation" else test)
-        users = np.flatnonzero(stops > starts)
-        users = users[np.argsort(starts[users], kind="stable")]
-        for first in range(0, len(users), users_per_batch):
-            chosen = users[first : first + users_per_batch]
-            yield _cases(table.take(pa.array(chosen)), starts[chosen], stops[chosen])
-
-
-def first_users(cases: Iterable[Cases], num_users: int) -> Iterator[Cases]:
-    """Whole batches until at least `num_users` users are in them; ingest dealt users to shards by hash."""
-    taken = 0
-    for batch in cases:
-        if taken >= num_users:
-            return
-        taken += len(batch)
-        yield batch
-
-
-def _cases(rows: pa.Table, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]) -> Cases:
-    lists = {
-        name: [np.asarray(row.values.to_numpy(), np.int64) for row in rows.column(name)]
-        for name in ("items", "times", "actions")
-    }
-    return Cases(
-        user_ids=rows.column("user_id").to_pylist(),
-        user_keys=rows.column("user_key").to_pylist(),
-        items=[row[:start] for row, start in zip(lists["items"], starts, strict=True)],
-        times=[row[:start] for row, start in zip(lists["times"], starts, strict=True)],
-        actions=[row[:start] for row, start in zip(lists["actions"], starts, strict=True)],
-        query_times=[int(row[start]) for row, start in zip(lists["times"], starts, strict=True)],
-        targets=[np.unique(row[start:stop]) for row, start, stop in zip(lists["items"], starts, stops, strict=True)],
-    )
 
 
 @dataclass

@@ -11,13 +11,14 @@ import ray.train
 import torch
 
 from data.batch import Batch
+from data.cases import split_cases
 from data.dataset import PreparedDataset
 from data.stream import TrainingStream
 from modeling.build import build_retriever
 from modeling.settings import ModelSettings
 from trainer.checkpoints import METRIC, LoopState, report_checkpoint, resume
 from trainer.engine import plain_weights, start_engine
-from trainer.evaluation import RetrieverScorer, evaluate_cases, first_users, split_cases
+from trainer.evaluation import RetrieverScorer, evaluate_cases
 from trainer.ranks import Ranks
 from trainer.settings import EvaluateSettings, TrainSettings
 from trainer.step import train_step
@@ -83,7 +84,7 @@ def set_up_worker(config: dict[str, Any]) -> Worker:
     torch.manual_seed(train.seed)  # the same first weights on every rank
     retriever = build_retriever(
         model,
-        num_rows=dataset.vocabulary().num_rows,
+        num_rows=dataset.num_rows,
         num_actions=dataset.num_actions,
         train_counts=dataset.train_counts(),
     )
@@ -94,9 +95,8 @@ def set_up_worker(config: dict[str, Any]) -> Worker:
     state = resume(engine, ranks)
     telemetry = None
     if rank == 0:
-        telemetry = Telemetry(
-            train.run_dir, config["run_id"], train.tracking, resumed_at=state.step, recipe=config["recipe"]
-        )
+        recipe = {section: config[section] for section in ("train", "model", "evaluate")}
+        telemetry = Telemetry(train.run_dir, config["run_id"], train.tracking, resumed_at=state.step, recipe=recipe)
         telemetry.write("start", state.step, epoch=state.epoch, workers=world, seconds=state.seconds)
     stream = TrainingStream(
         ray.train.get_dataset_shard("train"),
@@ -167,22 +167,22 @@ def _validate_and_save(worker: Worker) -> None:
     state, ranks = worker.state, worker.ranks
     began = time.perf_counter()
     weights = plain_weights(worker.engine)
-    vocabulary_rows = worker.engine.module.items.num_embeddings
-    retriever = build_retriever(worker.model, num_rows=vocabulary_rows, num_actions=worker.dataset.num_actions)
+    num_rows = worker.dataset.num_rows
+    retriever = build_retriever(worker.model, num_rows=num_rows, num_actions=worker.dataset.num_actions)
     retriever.load_state_dict(weights)
+    limit = worker.train.max_validation_users
     cases = split_cases(
         worker.dataset,
         "validation",
         users_per_batch=worker.evaluate.users_per_batch,
+        max_users=None if limit is None else -(-limit // ranks.world),
         rank=ranks.rank,
         world=ranks.world,
     )
-    if worker.train.max_validation_users is not None:
-        cases = first_users(cases, -(-worker.train.max_validation_users // ranks.world))
     totals = evaluate_cases(
         RetrieverScorer(retriever.to(worker.engine.device).eval(), max_events=worker.model.max_events),
         cases,
-        num_rows=vocabulary_rows,
+        num_rows=num_rows,
         ks=(10,),
         remove_seen=worker.evaluate.seen == "removed",
     )

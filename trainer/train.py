@@ -84,9 +84,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
     began = time.perf_counter()
     batches = int(total_targets * train.epochs / (train.events_per_batch * train.workers.num_workers))
     with progress_bar(str(run_dir), total_batches=batches):
-        result = _fit(
-            train, model, dataset, {**config, "run_id": run_id, "total_targets": total_targets, "recipe": config}
-        )
+        result = _fit(train, model, dataset, {**config, "run_id": run_id, "total_targets": total_targets})
     draw_curve(run_dir)
     seconds = round(time.perf_counter() - began, 1)
     artifact = _export(result, run_dir, model, dataset, {"settings": config, "seconds": seconds})
