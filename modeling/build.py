@@ -8,11 +8,13 @@ from modeling.encoder import Encoder
 from modeling.hstu import HstuBlock
 from modeling.negatives import NegativeSampler
 from modeling.retriever import Retriever
+from modeling.sasrec import SasrecBlock
 from modeling.settings import (
     HstuSettings,
     InBatchNegatives,
     MixedNegatives,
     ModelSettings,
+    SasrecSettings,
     TransformerSettings,
     UniformNegatives,
 )
@@ -65,10 +67,20 @@ def _block(settings: ModelSettings) -> nn.Module:
                 settings.width,
                 heads=transformer.heads,
                 feedforward_width=transformer.feedforward_width,
+                gated_residuals=transformer.gated_residuals,
                 max_events=settings.max_events,
                 dropout=settings.dropout,
                 position_bias=transformer.position_bias,
                 time_bias=transformer.time_bias,
+            )
+        case SasrecSettings() as sasrec:
+            return SasrecBlock(
+                settings.width,
+                heads=sasrec.heads,
+                max_events=settings.max_events,
+                dropout=settings.dropout,
+                position_bias=sasrec.position_bias,
+                time_bias=sasrec.time_bias,
             )
 
 

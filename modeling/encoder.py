@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from data.batch import Batch
 from modeling.attention_bias import causal_mask, time_buckets
+from modeling.dropout import Dropout
 
 
 class Block(Protocol):
@@ -51,7 +52,7 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.positions = nn.Embedding(max_events, width)
         self.actions = nn.Embedding(num_actions + 1, width, padding_idx=0) if num_actions else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.scale = width**0.5
         self.needs_times = needs_times
         nn.init.normal_(self.positions.weight, std=width**-0.5)

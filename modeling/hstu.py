@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from modeling.attention_bias import RelativeBias
+from modeling.dropout import Dropout
 
 
 class HstuBlock(nn.Module):
@@ -43,7 +44,7 @@ class HstuBlock(nn.Module):
         self.norm_pooled = nn.LayerNorm(heads * value_width, elementwise_affine=False)
         self.project_in = nn.Linear(width, sum(self.widths), bias=False)
         self.project_out = nn.Linear(heads * value_width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.bias = RelativeBias(max_events, position=position_bias, time=time_bias)
         nn.init.normal_(self.project_in.weight, std=0.02)
         nn.init.xavier_uniform_(self.project_out.weight)

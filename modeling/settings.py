@@ -20,12 +20,26 @@ class HstuSettings(Settings):
 
 
 class TransformerSettings(Settings):
-    """Pre-norm causal Transformer blocks with RMSNorm and a gated feed-forward layer."""
+    """Pre-norm causal Transformer blocks with RMSNorm and a gated feed-forward layer.
+
+    With `gated_residuals` these are the blocks of LiGR, which make eSASRec out of SASRec.
+    """
 
     kind: Literal["transformer"] = "transformer"
     blocks: int = Field(2, ge=1, description="number of blocks")
     heads: int = Field(1, ge=1, description="attention heads per block; divides the model's width")
     feedforward_width: int = Field(128, ge=1, description="inner width of the feed-forward layer")
+    gated_residuals: bool = Field(False, description="multiply what each half of a block adds by a learned gate (LiGR)")
+    position_bias: bool = Field(False, description="learned bias by distance in events, per block")
+    time_bias: bool = Field(False, description="learned bias by logarithmic time distance, per block; needs times")
+
+
+class SasrecSettings(Settings):
+    """The blocks of SASRec, as published; the biases are additions, off by default."""
+
+    kind: Literal["sasrec"] = "sasrec"
+    blocks: int = Field(2, ge=1, description="number of blocks")
+    heads: int = Field(1, ge=1, description="attention heads per block; divides the model's width")
     position_bias: bool = Field(False, description="learned bias by distance in events, per block")
     time_bias: bool = Field(False, description="learned bias by logarithmic time distance, per block; needs times")
 
@@ -52,7 +66,7 @@ class MixedNegatives(Settings):
     num_in_batch: int = Field(128, ge=1, description="in-batch negatives per batch")
 
 
-EncoderSettings = Annotated[HstuSettings | TransformerSettings, Field(discriminator="kind")]
+EncoderSettings = Annotated[HstuSettings | TransformerSettings | SasrecSettings, Field(discriminator="kind")]
 NegativesSettings = Annotated[UniformNegatives | InBatchNegatives | MixedNegatives, Field(discriminator="kind")]
 
 
@@ -69,7 +83,7 @@ class ModelSettings(Settings):
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "ModelSettings":
-        if isinstance(self.encoder, TransformerSettings) and self.width % self.encoder.heads:
+        if not isinstance(self.encoder, HstuSettings) and self.width % self.encoder.heads:
             raise ValueError(f"width {self.width} is not a multiple of the {self.encoder.heads} heads")
         return self
 

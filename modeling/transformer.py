@@ -1,16 +1,21 @@
-"""A pre-norm causal Transformer block: RMSNorm, softmax attention, gated feed-forward layer."""
+"""A pre-norm causal Transformer block: RMSNorm, softmax attention, gated feed-forward layer, gated residuals."""
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
 from modeling.attention_bias import RelativeBias
+from modeling.dropout import Dropout
+from modeling.softmax_attention import attend
 
 
 class TransformerBlock(nn.Module):
     """x + Attention(RMSNorm(x)), then + FeedForward(RMSNorm(x)).
 
-    The feed-forward layer is SiLU-gated (Shazeer, "GLU Variants Improve Transformer"). The
+    The feed-forward layer is SiLU-gated (Shazeer, "GLU Variants Improve Transformer"). With
+    `gated_residuals` what each half adds is multiplied by sigmoid(Linear(x)): the block of LiGR
+    (arXiv 2502.03417) as eSASRec uses it (arXiv 2508.06450). Deviation: RMSNorm for LayerNorm. The
     relative bias is the same as HSTU's, so that both encoders can be compared with the same inputs.
     """
 
@@ -20,6 +25,7 @@ class TransformerBlock(nn.Module):
         *,
         heads: int,
         feedforward_width: int,
+        gated_residuals: bool,
         max_events: int,
         dropout: float,
         position_bias: bool,
@@ -33,8 +39,10 @@ class TransformerBlock(nn.Module):
         self.project_out = nn.Linear(width, width, bias=False)
         self.feedforward_in = nn.Linear(width, 2 * feedforward_width, bias=False)
         self.feedforward_out = nn.Linear(feedforward_width, width, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.bias = RelativeBias(max_events, position=position_bias, time=time_bias)
+        self.gate_attention = nn.Linear(width, width) if gated_residuals else None
+        self.gate_feedforward = nn.Linear(width, width) if gated_residuals else None
         for layer in (self.project_qkv, self.project_out, self.feedforward_in, self.feedforward_out):
             nn.init.normal_(layer.weight, std=0.02)
 
@@ -45,18 +53,14 @@ class TransformerBlock(nn.Module):
         buckets_BLL: Int[Tensor, "B L L"] | None,
     ) -> Float[Tensor, "B L D"]:
         """One block; `allowed_LL` is True where a row may look at a column."""
-        x_BLD = x_BLD + self.dropout(self._attend(self.norm_attention(x_BLD), allowed_LL, buckets_BLL))
+        queries, keys, values = self.project_qkv(self.norm_attention(x_BLD)).chunk(3, -1)
+        bias = self.bias(x_BLD.shape[1], buckets_BLL)
+        pooled_BLD = self.project_out(attend(queries, keys, values, self.heads, allowed_LL, bias))
+        x_BLD = x_BLD + _gated(self.dropout(pooled_BLD), x_BLD, self.gate_attention)
         gate, value = self.feedforward_in(self.norm_feedforward(x_BLD)).chunk(2, -1)
-        out_BLD: Tensor = x_BLD + self.dropout(self.feedforward_out(self.dropout(functional.silu(gate) * value)))
-        return out_BLD
+        out_BLD = self.feedforward_out(self.dropout(functional.silu(gate) * value))
+        return x_BLD + _gated(self.dropout(out_BLD), x_BLD, self.gate_feedforward)
 
-    def _attend(self, x_BLD: Tensor, allowed_LL: Tensor, buckets_BLL: Tensor | None) -> Tensor:
-        batch, length, width = x_BLD.shape
-        queries, keys, values = (
-            part.view(batch, length, self.heads, -1).transpose(1, 2) for part in self.project_qkv(x_BLD).chunk(3, -1)
-        )
-        bias = self.bias(length, buckets_BLL)
-        mask = allowed_LL if bias is None else bias[:, None].masked_fill(~allowed_LL, float("-inf"))
-        pooled_BHLV = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-        out: Tensor = self.project_out(pooled_BHLV.transpose(1, 2).reshape(batch, length, width))
-        return out
+
+def _gated(added_BLD: Tensor, x_BLD: Tensor, gate: nn.Linear | None) -> Tensor:
+    return added_BLD if gate is None else added_BLD * torch.sigmoid(gate(x_BLD))

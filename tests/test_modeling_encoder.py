@@ -11,7 +11,9 @@ from modeling.attention_bias import NUM_TIME_BUCKETS, RelativeBias, causal_mask,
 from modeling.build import build_retriever
 from modeling.hstu import HstuBlock
 from modeling.retriever import Retriever
-from modeling.settings import HstuSettings, ModelSettings, TransformerSettings
+from modeling.sasrec import SasrecBlock
+from modeling.settings import HstuSettings, ModelSettings, SasrecSettings, TransformerSettings
+from modeling.softmax_attention import attend
 from modeling.transformer import TransformerBlock
 
 ENCODERS = [
@@ -19,15 +21,20 @@ ENCODERS = [
     HstuSettings(blocks=1, heads=1, query_width=4, value_width=4, position_bias=False, time_bias=False),
     TransformerSettings(blocks=2, heads=2, feedforward_width=16),
     TransformerSettings(blocks=1, heads=4, feedforward_width=16, position_bias=True, time_bias=True),
+    TransformerSettings(blocks=2, heads=2, feedforward_width=16, gated_residuals=True),
+    SasrecSettings(blocks=2, heads=2),
+    SasrecSettings(blocks=1, heads=1, position_bias=True, time_bias=True),
 ]
 
 
-def retriever(encoder: HstuSettings | TransformerSettings, *, seed: int = 0, actions: bool = True) -> Retriever:
+def retriever(
+    encoder: HstuSettings | TransformerSettings | SasrecSettings, *, seed: int = 0, actions: bool = True
+) -> Retriever:
     torch.manual_seed(seed)
     settings = ModelSettings(width=8, max_events=6, encoder=encoder, use_actions=actions)
     built = build_retriever(settings, num_rows=30, num_actions=3).eval()
     for parameter in built.parameters():  # larger than at the start, so that a difference would show
-        parameter.data.mul_(5)
+        parameter.data.mul_(2)
     return built
 
 
@@ -121,26 +128,63 @@ def test_hstu_attention_equals_a_pair_by_pair_oracle() -> None:
         torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_transformer_attention_equals_masked_softmax() -> None:
+def test_attention_equals_masked_softmax() -> None:
     torch.manual_seed(0)
-    block = TransformerBlock(
-        8, heads=2, feedforward_width=16, max_events=7, dropout=0.0, position_bias=True, time_bias=True
-    )
+    queries_BLD, keys_BLD, values_BLD = torch.randn(3, 2, 6, 8).unbind()
+    bias_BLL = torch.randn(2, 6, 6)
+    allowed_LL = causal_mask(6, bias_BLL.device)
+    found = attend(queries_BLD, keys_BLD, values_BLD, 2, allowed_LL, bias_BLL)
+    for row in range(2):
+        for head in (slice(0, 4), slice(4, 8)):
+            scores_LL = queries_BLD[row, :, head] @ keys_BLD[row, :, head].T / 2 + bias_BLL[row]
+            weights_LL = scores_LL.masked_fill(~allowed_LL, float("-inf")).softmax(-1)
+            torch.testing.assert_close(found[row, :, head], weights_LL @ values_BLD[row, :, head])
+
+
+def with_random_weights(block: TransformerBlock | SasrecBlock) -> None:
     for parameter in block.parameters():
         parameter.data.normal_()
-    x_BLD = torch.randn(2, 6, 8)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_transformer_block_adds_both_halves_through_its_gates(gated: bool) -> None:
+    torch.manual_seed(0)
+    block = TransformerBlock(
+        8,
+        heads=2,
+        feedforward_width=16,
+        gated_residuals=gated,
+        max_events=7,
+        dropout=0.0,
+        position_bias=True,
+        time_bias=True,
+    )
+    with_random_weights(block)
+    x, allowed_LL = torch.randn(2, 6, 8), torch.ones(6, 6).tril().bool()
     buckets_BLL = torch.randint(NUM_TIME_BUCKETS, (2, 6, 6)).int()
-    found = block._attend(x_BLD, causal_mask(6, x_BLD.device), buckets_BLL)
-    queries, keys, values = (part.view(2, 6, 2, 4).transpose(1, 2) for part in block.project_qkv(x_BLD).chunk(3, -1))
-    scores = queries @ keys.transpose(-1, -2) / 2
-    position_L, time_K = block.bias.position_L, block.bias.time_K
-    assert position_L is not None
-    assert time_K is not None
-    distance = (torch.arange(6)[:, None] - torch.arange(6)).clamp(min=0)
-    scores = scores + position_L[distance] + time_K[buckets_BLL.long()][:, None]
-    scores = scores.masked_fill(~torch.ones(6, 6).tril().bool(), float("-inf"))
-    expected = block.project_out((scores.softmax(-1) @ values).transpose(1, 2).reshape(2, 6, 8))
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    normed = functional.rms_norm(x, (8,), block.norm_attention.weight)
+    bias_BLL = block.bias(6, buckets_BLL)
+    pooled = attend(*block.project_qkv(normed).chunk(3, -1), 2, allowed_LL, bias_BLL)
+    first_gate = torch.sigmoid(block.gate_attention(x)) if block.gate_attention else 1
+    y = x + first_gate * block.project_out(pooled)
+    gate, value = block.feedforward_in(functional.rms_norm(y, (8,), block.norm_feedforward.weight)).chunk(2, -1)
+    second_gate = torch.sigmoid(block.gate_feedforward(y)) if block.gate_feedforward else 1
+    expected = y + second_gate * block.feedforward_out(functional.silu(gate) * value)
+    torch.testing.assert_close(block(x, allowed_LL, buckets_BLL), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_sasrec_block_normalises_queries_alone_and_starts_its_residuals_after_the_norms() -> None:
+    torch.manual_seed(0)
+    block = SasrecBlock(8, heads=2, max_events=7, dropout=0.0, position_bias=False, time_bias=False)
+    with_random_weights(block)
+    x, allowed_LL = torch.randn(2, 6, 8), torch.ones(6, 6).tril().bool()
+    normed = functional.layer_norm(x, (8,), block.norm_attention.weight, block.norm_attention.bias)
+    keys, values = block.project_key_value(x).chunk(2, -1)
+    pooled = attend(block.project_query(normed), keys, values, 2, allowed_LL, None)
+    norm = block.norm_feedforward
+    y = functional.layer_norm(normed + block.project_out(pooled), (8,), norm.weight, norm.bias)
+    expected = y + block.feedforward_out(functional.relu(block.feedforward_in(y)))
+    torch.testing.assert_close(block(x, allowed_LL, None), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_time_buckets_follow_the_published_formula_also_across_sixty_years() -> None:

@@ -1,0 +1,65 @@
+"""The block of SASRec: softmax attention whose queries alone are normalised, and a feed-forward layer as wide as x.
+
+Source: Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018, in the form of its
+later implementations with PyTorch's attention. The residual paths start after the norms, as there.
+"""
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from modeling.attention_bias import RelativeBias
+from modeling.dropout import Dropout
+from modeling.softmax_attention import attend
+
+
+class SasrecBlock(nn.Module):
+    """y = Norm(x) + Attention(Norm(x), x, x), then Norm(y) + FeedForward(Norm(y)).
+
+    Args:
+        width: D.
+        heads: attention heads; divides `width`.
+        max_events: longest history.
+        dropout: share dropped of attention's output and in the feed-forward layer.
+        position_bias, time_bias: parts of the relative bias, which the paper does not have.
+    """
+
+    def __init__(
+        self, width: int, *, heads: int, max_events: int, dropout: float, position_bias: bool, time_bias: bool
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention = nn.LayerNorm(width)
+        self.norm_feedforward = nn.LayerNorm(width)
+        self.project_query = nn.Linear(width, width)
+        self.project_key_value = nn.Linear(width, 2 * width)
+        self.project_out = nn.Linear(width, width)
+        self.feedforward_in = nn.Linear(width, width)
+        self.feedforward_out = nn.Linear(width, width)
+        self.dropout = Dropout(dropout)
+        self.bias = RelativeBias(max_events, position=position_bias, time=time_bias)
+        for layer in (
+            self.project_query,
+            self.project_key_value,
+            self.project_out,
+            self.feedforward_in,
+            self.feedforward_out,
+        ):
+            nn.init.xavier_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        x_BLD: Float[Tensor, "B L D"],
+        allowed_LL: Bool[Tensor, "L L"],
+        buckets_BLL: Int[Tensor, "B L L"] | None,
+    ) -> Float[Tensor, "B L D"]:
+        """One block; `allowed_LL` is True where a row may look at a column."""
+        normed_BLD = self.norm_attention(x_BLD)
+        keys, values = self.project_key_value(x_BLD).chunk(2, -1)
+        bias = self.bias(x_BLD.shape[1], buckets_BLL)
+        pooled_BLD = attend(self.project_query(normed_BLD), keys, values, self.heads, allowed_LL, bias)
+        y_BLD = self.norm_feedforward(normed_BLD + self.dropout(self.project_out(pooled_BLD)))
+        inner_BLD = self.dropout(functional.relu(self.feedforward_in(y_BLD)))
+        out_BLD: Tensor = y_BLD + self.dropout(self.feedforward_out(inner_BLD))
+        return out_BLD
