@@ -23,6 +23,7 @@ class HistoryRules:
     duplicates: Literal["drop", "keep"]
     min_user_events: int
     cuts: tuple[int, int] | None  # first seconds of validation and of test; None = last out
+    test_events: int = 1  # of each history, where it is cut by last out
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def build_histories(
     offsets_B1 = np.append(starts, kept.height).astype(np.int64)
     times_E = kept["time"].to_numpy()
     if rules.cuts is None:
-        parts = last_out(np.diff(offsets_B1))
+        parts = last_out(np.diff(offsets_B1), rules.test_events)
     else:
         parts = by_time(times_E, offsets_B1, validation_start=rules.cuts[0], test_start=rules.cuts[1])
     train_items, train_events = _train_counts(kept["item_row"].to_numpy().astype(np.int64), offsets_B1, parts[0])

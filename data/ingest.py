@@ -95,7 +95,7 @@ def _ingest(settings: IngestSettings, directory: Path) -> dict[str, Any]:
     vocabulary, num_uncatalogued = write_vocabulary(catalogue, plan)
     actions = logged_actions(first)
     cuts = _cuts(settings, read.good, plan)
-    rules = HistoryRules(settings.sort, settings.duplicates, settings.min_user_events, cuts)
+    rules = HistoryRules(settings.sort, settings.duplicates, settings.min_user_events, cuts, settings.split.test_events)
     fixed = {"rules": rules, "actions": actions, "users_per_row_group": settings.users_per_row_group}
     second = _mapped(write_bucket, list(range(plan.num_buckets)), "writing histories", plan=plan, **fixed)
     counts = reconciled_counts(read, second, vocabulary.num_items, num_uncatalogued)
@@ -114,6 +114,7 @@ def _ingest(settings: IngestSettings, directory: Path) -> dict[str, Any]:
         "actions": actions,
         "split": {
             "kind": settings.split.kind,
+            "test_events": None if cuts else settings.split.test_events,
             "validation_start": cuts[0] if cuts else None,
             "test_start": cuts[1] if cuts else None,
         },

@@ -17,9 +17,10 @@ class SplitSettings(Settings):
 
     kind: Literal["last_out", "time"] = Field(
         "last_out",
-        description="last_out: of users with three or more events the last is test, the one before it validation; "
-        "time: the same two moments for all users",
+        description="last_out: the last events of each history are test, the one before them validation, in histories "
+        "that keep one for training; time: the same two moments for all users",
     )
+    test_events: int = Field(1, ge=1, description="last_out: events of each history that are test, the last ones")
     validation_start: int | None = Field(None, description="first moment of validation: seconds UTC or an ISO date")
     test_start: int | None = Field(None, description="first moment of test: seconds UTC or an ISO date")
     validation_share: float | None = Field(None, gt=0, lt=1, description="share of all events, just before the test's")
@@ -38,6 +39,8 @@ class SplitSettings(Settings):
             if any(value is not None for value in starts + shares):
                 raise ValueError("kind last_out takes no starts and no shares; set kind: time")
             return self
+        if self.test_events != 1:
+            raise ValueError("kind time takes no test_events; its test part ends with the log")
         by_start = None not in starts and shares == (None, None)
         by_share = None not in shares and starts == (None, None)
         if not (by_start or by_share):

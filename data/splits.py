@@ -15,10 +15,15 @@ Parts = tuple[IntArray, IntArray, IntArray]  # events of each history for traini
 BIN_SECONDS = 3600
 
 
-def last_out(lengths_B: IntArray) -> Parts:
-    """The last event is test and the one before it validation, in histories of three or more."""
-    held_B = (lengths_B >= 3).astype(np.int64)
-    return lengths_B - 2 * held_B, held_B, held_B
+def last_out(lengths_B: IntArray, test_events: int = 1) -> Parts:
+    """The last events are test and the one before them validation, in histories that keep one for training.
+
+    Args:
+        test_events: events of a history for test, at least 1; a history of fewer than this and two more
+            is all for training.
+    """
+    held_B = (lengths_B >= test_events + 2).astype(np.int64)
+    return lengths_B - (test_events + 1) * held_B, held_B, test_events * held_B
 
 
 def by_time(times_E: IntArray, offsets_B1: IntArray, *, validation_start: int, test_start: int) -> Parts:

@@ -32,6 +32,7 @@ rules = st.builds(
     duplicates=st.sampled_from(["drop", "keep"]),
     min_user_events=st.integers(1, 4),
     cuts=st.sampled_from([None, (1, 2), (0, 1), (5, 6)]),
+    test_events=st.integers(1, 3),
 )
 
 
@@ -55,7 +56,7 @@ def plain_histories(log: list[dict[str, Any]], rules: HistoryRules) -> dict[str,
 @given(events, rules, st.randoms())
 def test_histories_are_those_of_a_plain_program(log: list[dict[str, Any]], rules: HistoryRules, random: Any) -> None:
     if rules.sort == "order":
-        rules = HistoryRules("order", rules.duplicates, rules.min_user_events, None)
+        rules = HistoryRules("order", rules.duplicates, rules.min_user_events, None, rules.test_events)
     arrived = [{**row, "position": position} for position, row in enumerate(log)]
     random.shuffle(arrived)
     items = pl.DataFrame({"item_id": ["a", "b", "c"], "item_row": pl.Series([1, 2, 3], dtype=pl.Int32)})
@@ -75,6 +76,8 @@ def test_histories_are_those_of_a_plain_program(log: list[dict[str, Any]], rules
         requests = list(dict.fromkeys(event["request_id"] for event in rows if event["request_id"]))
         assert row["requests"] == [requests.index(event["request_id"]) if event["request_id"] else -1 for event in rows]
         assert row["num_train"] + row["num_validation"] + row["num_test"] == len(rows)
+        if rules.cuts is None:
+            assert row["num_test"] == (rules.test_events if len(rows) >= rules.test_events + 2 else 0)
         for item in row["items"][: row["num_train"]]:
             train[item] += 1
     assert dict(zip(built.train_items.tolist(), built.train_events.tolist(), strict=True)) == train

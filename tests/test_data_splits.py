@@ -15,6 +15,13 @@ from data.splits import bin_of_rank, by_time, cut_rank, last_out
 histories = st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=12).map(sorted), max_size=8)
 
 
+@given(st.lists(st.integers(1, 20), max_size=10), st.integers(1, 12))
+def test_last_out_may_hold_out_more_events_of_users_who_keep_one_for_training(lengths: list[int], held: int) -> None:
+    parts = zip(lengths, *last_out(np.array(lengths, np.int64), held), strict=True)
+    for length, train, validation, test in parts:
+        assert (train, validation, test) == ((length - held - 1, 1, held) if length >= held + 2 else (length, 0, 0))
+
+
 @given(st.lists(st.integers(1, 20), max_size=10))
 def test_last_out_holds_out_two_events_of_users_who_have_three(lengths: list[int]) -> None:
     train, validation, test = last_out(np.array(lengths, np.int64))
@@ -55,6 +62,11 @@ def test_a_rank_is_not_moved_by_the_rounding_of_shares() -> None:
     ("split", "message"),
     [
         ({"kind": "last_out", "test_share": 0.1}, "kind last_out takes no starts and no shares"),
+        (
+            {"kind": "time", "test_events": 2, "test_share": 0.1, "validation_share": 0.1},
+            "kind time takes no test_events",
+        ),
+        ({"kind": "last_out", "test_events": 0}, "ingest.split.test_events: .*greater than or equal to 1"),
         ({"kind": "time"}, "kind time needs validation_start and test_start, or validation_share and test_share"),
         ({"kind": "time", "validation_start": 5, "test_share": 0.1}, "not a mixture"),
         ({"kind": "time", "validation_start": 5, "test_start": 5}, "validation_start must be before test_start"),
