@@ -26,14 +26,27 @@ def item_id(row: int) -> str:
     return f"i{row:03d}"
 
 
-def write_dataset(directory: Path, num_users: int = 20, num_items: int = NUM_ITEMS) -> PreparedDataset:
-    """A prepared dataset of random histories; item popularity has ties."""
+def write_dataset(
+    directory: Path,
+    num_users: int = 20,
+    num_items: int = NUM_ITEMS,
+    *,
+    test_events: int = 1,
+    same_times: bool = False,
+) -> PreparedDataset:
+    """A prepared dataset of random histories, last out; item popularity has ties.
+
+    Args:
+        same_times: whether times are few, so that many events of a history share one.
+    """
     random = np.random.default_rng(0)
     vocabulary = Vocabulary([item_id(row) for row in range(1, num_items + 1)])
     rows = []
     for user in range(num_users):
         length = int(random.integers(3, 20))
         times = np.sort(START + random.integers(0, 10**6, length))
+        times -= times % 100_000 if same_times else 0
+        held = int(length >= test_events + 2)
         rows.append(
             {
                 "user_id": f"u{user}",
@@ -43,9 +56,9 @@ def write_dataset(directory: Path, num_users: int = 20, num_items: int = NUM_ITE
                 "actions": random.integers(0, 3, length).tolist(),
                 "requests": [-1] * length,
                 "weights": [1.0] * length,
-                "num_train": length - 2,
-                "num_validation": 1,
-                "num_test": 1,
+                "num_train": length - held * (test_events + 1),
+                "num_validation": held,
+                "num_test": held * test_events,
             }
         )
     with published_directory(directory) as aside:
@@ -65,10 +78,10 @@ def write_dataset(directory: Path, num_users: int = 20, num_items: int = NUM_ITE
             "counts": {
                 "users": num_users,
                 "items": num_items,
-                "users_with_validation": num_users,
-                "users_with_test": num_users,
+                "users_with_validation": sum(row["num_validation"] > 0 for row in rows),
+                "users_with_test": sum(row["num_test"] > 0 for row in rows),
             },
-            "split": {"kind": "last_out"},
+            "split": {"kind": "last_out", "test_events": test_events},
             "actions": ACTIONS,
             "has_times": True,
             "vocabulary_hash": vocabulary.content_hash,
