@@ -154,9 +154,10 @@ def ease_weights(counts_UV: csr_matrix, regularization: float) -> FloatArray:
     precision_VV, _ = lapack.dpotrf(precision_VV, lower=1, overwrite_a=1, clean=0)
     precision_VV, _ = lapack.dpotri(precision_VV, lower=1, overwrite_c=1)
     diagonal_V = precision_VV.diagonal().astype(np.float32)
-    weights_VV: FloatArray = precision_VV.astype(np.float32)
+    # Transposed it is in C order, which sparse products need, and holds the upper triangle.
+    weights_VV: FloatArray = precision_VV.T.astype(np.float32)
     del precision_VV
-    torch.from_numpy(weights_VV).tril_(-1)
+    torch.from_numpy(weights_VV).triu_(1)
     weights_VV += weights_VV.T
     weights_VV /= -diagonal_V
     return weights_VV
