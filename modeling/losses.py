@@ -3,7 +3,11 @@
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional
+
+# Logits computed at a time: half a megabyte stays in a CPU's cache; a GPU wants large products.
+LOGITS_PER_CHUNK = {"cpu": 2**17, "cuda": 2**26}
 
 
 def sampled_softmax(
@@ -16,24 +20,84 @@ def sampled_softmax(
     target_log_q_E: Float[Tensor, "E"],
     negative_log_q_N: Float[Tensor, "N"],
     temperature: float,
-) -> Float[Tensor, "E"]:
-    """Softmax loss of each target against N shared negatives, corrected for how they were drawn.
+) -> Float[Tensor, ""]:
+    """Mean softmax loss of each target against N shared negatives, corrected for how they were drawn.
 
     A candidate's logit is score / temperature - log q. A negative that is the target itself is left
     out of that row. With every other item of the catalogue as a negative once, and constant q, this
     is the full softmax loss.
 
+    The E x N logits never stand in memory at once: they are computed chunk by chunk, each chunk's
+    share of the gradient right behind it. On a CPU that takes half the time at 1,024 negatives.
+
     Args:
-        query_ED, target_ED, negative_ND: L2-normalised vectors.
+        query_ED, target_ED, negative_ND: L2-normalised vectors; E is at least 1.
         target_log_q_E, negative_log_q_N: natural log of each item's probability in one draw.
 
     Source: Jean et al., ACL 2015 (sampled softmax); Yi et al., RecSys 2019 (log-q).
     """
-    target_logit_E = (query_ED * target_ED).sum(-1).float() / temperature - target_log_q_E
-    # One fused product instead of a division and a subtraction over all E x N logits.
-    logits_EN = torch.addmm(-negative_log_q_N, (query_ED / temperature).float(), negative_ND.float().T)
-    logits_EN = logits_EN.masked_fill(target_rows_E[:, None] == negative_rows_N, float("-inf"))
-    return functional.softplus(logits_EN.logsumexp(-1) - target_logit_E)
+    loss: Tensor = _SampledSoftmax.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        query_ED,
+        target_ED,
+        negative_ND,
+        target_rows_E,
+        negative_rows_N,
+        target_log_q_E,
+        negative_log_q_N,
+        temperature,
+    )
+    return loss
+
+
+class _SampledSoftmax(torch.autograd.Function):
+    """`sampled_softmax` with its gradient computed in the forward pass. All arithmetic in float32."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        query_ED: Tensor,
+        target_ED: Tensor,
+        negative_ND: Tensor,
+        target_rows_E: Tensor,
+        negative_rows_N: Tensor,
+        target_log_q_E: Tensor,
+        negative_log_q_N: Tensor,
+        temperature: float,
+    ) -> Tensor:
+        queries, targets, negatives = query_ED.float() / temperature, target_ED.float(), negative_ND.float()
+        num_targets, num_negatives = len(queries), len(negatives)
+        target_logit_E = (queries * targets).sum(-1) - target_log_q_E
+        losses_E = torch.empty_like(target_logit_E)
+        to_queries, to_targets = torch.empty_like(queries), torch.empty_like(targets)
+        to_negatives = torch.zeros_like(negatives)
+        rows = max(1, LOGITS_PER_CHUNK.get(queries.device.type, 2**20) // num_negatives)
+        for first in range(0, num_targets, rows):
+            part = slice(first, first + rows)
+            logits = torch.addmm(-negative_log_q_N, queries[part], negatives.T)
+            logits.masked_fill_(target_rows_E[part, None] == negative_rows_N, float("-inf"))
+            largest = torch.maximum(logits.amax(1), target_logit_E[part])
+            weights = logits.sub_(largest[:, None]).exp_()
+            target_weight = (target_logit_E[part] - largest).exp_()
+            total = weights.sum(1) + target_weight
+            losses_E[part] = total.log() + largest - target_logit_E[part]
+            # Softmax minus one at the target: the gradient by each logit.
+            by_negative = weights.div_(total[:, None])
+            by_target = (target_weight / total - 1)[:, None]
+            to_queries[part] = torch.addmm(by_target * targets[part], by_negative, negatives)
+            to_targets[part] = by_target * queries[part]
+            to_negatives.addmm_(by_negative.T, queries[part])
+        ctx.save_for_backward(
+            (to_queries / (temperature * num_targets)).to(query_ED.dtype),
+            (to_targets / num_targets).to(target_ED.dtype),
+            (to_negatives / num_targets).to(negative_ND.dtype),
+        )
+        return losses_E.mean()
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        by_inputs = ctx.saved_tensors  # type: ignore[attr-defined]  # torch's types do not know it
+        return (*[gradient * by_input for by_input in by_inputs], None, None, None, None, None)
 
 
 def full_softmax(

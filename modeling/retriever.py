@@ -55,7 +55,7 @@ class Retriever(nn.Module):
         kept_BL = batch["targets_BL"] > 0
         targets_E = batch["targets_BL"][kept_BL]
         negatives_N = self.sampler(targets_E, generator)
-        loss_E = sampled_softmax(
+        loss = sampled_softmax(
             functional.normalize(hidden_BLD[kept_BL], dim=-1),
             self.item_vectors(targets_E),
             self.item_vectors(negatives_N),
@@ -65,7 +65,7 @@ class Retriever(nn.Module):
             negative_log_q_N=self.sampler.log_q(negatives_N),
             temperature=self.temperature,
         )
-        return Losses(loss=loss_E.mean(), num_targets=kept_BL.sum())
+        return Losses(loss=loss, num_targets=kept_BL.sum())
 
     def query_vectors(self, batch: Batch) -> Float[Tensor, "B D"]:
         """L2-normalised query vector after the last event of each history.

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from modeling.losses import full_softmax, sampled_softmax
+from modeling.losses import LOGITS_PER_CHUNK, full_softmax, sampled_softmax
 from modeling.negatives import NegativeSampler
 
 
@@ -27,8 +27,47 @@ def test_with_the_whole_catalogue_as_negatives_the_loss_is_full_softmax() -> Non
         negative_log_q_N=torch.full((19,), -3.0),
         temperature=0.05,
     )
-    expected = full_softmax(query_ED, catalogue_VD, targets_E, temperature=0.05)
+    expected = full_softmax(query_ED, catalogue_VD, targets_E, temperature=0.05).mean()
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("logits_per_chunk", [1, 7 * 31, 10**6])
+def test_loss_and_gradients_equal_those_of_the_plain_formula_in_chunks_of_any_size(
+    logits_per_chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LOGITS_PER_CHUNK, "cpu", logits_per_chunk)
+    vectors = [unit_vectors(rows, 8, seed=rows).requires_grad_() for rows in (50, 50, 31)]
+    query_ED, target_ED, negative_ND = vectors
+    draw = torch.Generator().manual_seed(0)
+    targets_E, negatives_N = torch.randint(1, 20, (50,), generator=draw), torch.randint(1, 20, (31,), generator=draw)
+    log_q_V = torch.randn(20, generator=draw)
+    found = sampled_softmax(
+        *vectors,
+        target_rows_E=targets_E,
+        negative_rows_N=negatives_N,
+        target_log_q_E=log_q_V[targets_E],
+        negative_log_q_N=log_q_V[negatives_N],
+        temperature=0.05,
+    )
+    target_logit_E = (query_ED * target_ED).sum(-1) / 0.05 - log_q_V[targets_E]
+    logits_EN = query_ED @ negative_ND.T / 0.05 - log_q_V[negatives_N]
+    logits_EN = logits_EN.masked_fill(targets_E[:, None] == negatives_N, float("-inf"))
+    expected = functional.cross_entropy(torch.cat([target_logit_E[:, None], logits_EN], 1), torch.zeros(50).long())
+    # Sums of 31 exponentials in float32, in another order.
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    by_ours = torch.autograd.grad(3 * found, vectors)
+    by_plain = torch.autograd.grad(3 * expected, vectors)
+    for ours, plain in zip(by_ours, by_plain, strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-6, rtol=1e-5)
+
+
+def test_bf16_vectors_get_bf16_gradients_of_a_float32_loss() -> None:
+    vectors = [unit_vectors(rows, 8, seed=rows).bfloat16().requires_grad_() for rows in (6, 6, 5)]
+    rows = {"target_rows_E": torch.full((6,), 3), "negative_rows_N": torch.arange(4, 9)}
+    log_q = {"target_log_q_E": torch.zeros(6), "negative_log_q_N": torch.zeros(5)}
+    loss = sampled_softmax(*vectors, **rows, **log_q, temperature=0.05)
+    assert loss.dtype == torch.float32
+    assert all(gradient.dtype == torch.bfloat16 for gradient in torch.autograd.grad(loss, vectors))
 
 
 def test_a_negative_that_is_the_target_is_left_out() -> None:
@@ -112,6 +151,6 @@ def _query_gradient_sampled(
         target_log_q_E=torch.zeros(len(targets_E)) + 40,
         negative_log_q_N=sampler.log_q(negatives_N),
         temperature=0.5,
-    ).sum().backward()
+    ).mul(len(targets_E)).backward()
     assert query_ED.grad is not None
     return query_ED.grad
