@@ -58,7 +58,7 @@ def test_a_case_is_what_a_plain_program_cuts(
 
 
 def test_no_gap_drops_nothing_and_the_shortest_gap_drops_ties(dataset: PreparedDataset) -> None:
-    none, second = (
+    without, shortest = (
         sum(
             len(items)
             for batch in split_cases(dataset, "test", users_per_batch=9, gap_seconds=gap)
@@ -66,7 +66,7 @@ def test_no_gap_drops_nothing_and_the_shortest_gap_drops_ties(dataset: PreparedD
         )
         for gap in (0, 1)
     )
-    assert second < none  # some last visible events happened in the second of the target
+    assert shortest < without  # some last visible events happened in the second of the target
 
 
 def test_min_events_counts_what_is_visible_and_a_limit_what_is_left(dataset: PreparedDataset) -> None:
@@ -97,5 +97,5 @@ def test_an_empty_history_is_still_a_batch_for_the_model(dataset: PreparedDatase
 
 def test_a_gap_in_a_log_without_times_is_refused(dataset: PreparedDataset, tmp_path: Path) -> None:
     timeless = PreparedDataset(dataset.directory, {**dataset.manifest, "has_times": False})
-    with pytest.raises(DatasetError, match="had no times, so a gap of 60 s cannot be left; set evaluate.gap_seconds=0"):
+    with pytest.raises(DatasetError, match=r"no times, so a gap of 60 s cannot be left; set evaluate\.gap_seconds=0"):
         next(split_cases(timeless, "test", users_per_batch=4, gap_seconds=60))
