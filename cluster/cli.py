@@ -177,26 +177,22 @@ def train(words: tuple[str, ...]) -> dict[str, Any]:
 
 
 @cli.command()
-@click.option("--artifact", required=True, type=click.Path(), help="Artifact that training wrote.")
+@click.option("--artifact", type=click.Path(), help="Artifact that training wrote; without one, baselines alone.")
 @click.option("--dataset", required=True, type=click.Path(), help="Prepared dataset.")
 @click.option("--split", type=click.Choice(["validation", "test"]), default="test", show_default=True)
 @click.option("--seen", type=SEEN, help="Whether the history can be answers; short for evaluate.seen=...")
 @click.option("--rankings", multiple=True, metavar="NAME=FILE", help="Another model's rankings, as a row beside ours.")
+@click.option("--users-out", type=click.Path(), help="Directory to write: the metrics of every user, a file per row.")
 @_recipe_words
 @command
-def evaluate(
-    artifact: str, dataset: str, split: str, seen: str | None, rankings: tuple[str, ...], words: tuple[str, ...]
-) -> None:
-    """Measure an artifact over the whole catalogue, with popularity beside it.
+def evaluate(seen: str | None, rankings: tuple[str, ...], words: tuple[str, ...], **chosen: Any) -> None:
+    """Measure an artifact over the whole catalogue, with baselines beside it.
 
     Example: farsight evaluate --artifact runs/demo/artifact --dataset runs/demo/dataset
     """
     others = _pairs(rankings, "--rankings")
     recipe = _recipe(words if seen is None else (*words, f"evaluate.seen={seen}"))
-    result = floors.start(
-        floors.EVALUATE, artifact=artifact, dataset=dataset, split=split, rankings=others, recipe=recipe
-    )
-    _show(result, print_rankings)
+    _show(floors.start(floors.EVALUATE, rankings=others, recipe=recipe, **chosen), print_rankings)
 
 
 @cli.command()

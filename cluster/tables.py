@@ -8,13 +8,35 @@ from cluster.output import shown
 
 
 def print_rankings(result: dict[str, Any]) -> None:
-    """Metrics of every ranking of an evaluation, with what was ranked in the title."""
+    """Accuracy of every ranking of an evaluation, then what else the same lists are, as far as it says something."""
     rows, protocol = result["rows"], result["protocol"]
     first, *others = sorted(int(name.partition("@")[2]) for name in rows[0] if name.startswith("ndcg@"))
     columns = ["model", *(f"{metric}@{first}" for metric in ("ndcg", "hr", "recall", "mrr", "coverage"))]
     columns += [f"{metric}@{k}" for k in others for metric in ("ndcg", "recall")]
     title = f"{protocol['split']} split, {rows[0]['users']:,} users, all {protocol['catalogue_items']:,} items ranked"
-    print_table(f"{title}, seen items {protocol['seen']}", columns, rows)
+    title += f", seen items {protocol['seen']}"
+    if protocol.get("gap_seconds"):
+        title += f", a gap of {protocol['gap_seconds']:,} s"
+    if protocol.get("share_without_history"):
+        title += f", {protocol['share_without_history']:.1%} of users without history"
+    print_table(title, columns, rows)
+    # In this order, and a table only where it has more than the names: zeros and single points say nothing.
+    lists = [f"{name}@{first}" for name in ("head_share", "novelty", "category_diversity", "repeat_rate")]
+    lists = [name for name in lists if any(row.get(name) for row in rows)]
+    if lists:
+        print_table(f"Lists of the first {first}", ["model", *lists], rows)
+    buckets = {name: rows[0][name] for name in rows[0] if name.startswith("targets[") and rows[0][name]}
+    if len(buckets) > 1:
+        held = ", ".join(f"{count:,} {name[8:-1]}" for name, count in buckets.items())
+        recalls = [name.replace("targets", f"recall@{first}") for name in buckets]
+        print_table(f"Recall by popularity of the target: {held}", ["model", *recalls], rows)
+    steps = {name.partition("[")[2][:-1]: name for name in rows[0] if name.startswith("hit@")}
+    if len(steps) > 1:
+        cut_off = steps["t+1"].partition("[")[0]
+        users = [rows[0][f"users[{step}]"] for step in steps]
+        title = f"{cut_off} by events ahead, of {users[0]:,} users at the first and {users[-1]:,} at the last"
+        curves = [{"model": row["model"], **{step: row[name] for step, name in steps.items()}} for row in rows]
+        print_table(title, ["model", *steps], curves)
 
 
 def print_checks(result: dict[str, Any]) -> None:

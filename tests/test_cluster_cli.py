@@ -97,6 +97,7 @@ def test_short_options_become_settings(started: Started) -> None:
     _farsight("serve", "release", "--port", "8123")
     assert started[0][1]["recipe"] == {"evaluate": {"seen": "kept"}}
     assert started[0][1]["rankings"] == {"oracle": "o.parquet"}
+    assert (started[0][1]["artifact"], started[0][1]["users_out"]) == ("a", None)
     assert started[1][1]["recipe"] == {"serve": {"port": 8123}}
 
 
@@ -197,6 +198,29 @@ def test_an_evaluation_is_a_table_with_popularity_beside_the_model(monkeypatch: 
     output = _farsight("evaluate", "--artifact", "a", "--dataset", "d").output
     assert "test split, 1,500 users, all 2,000 items ranked, seen items removed" in output
     assert output.index("popularity") < output.index("0.0500") < output.index("0.1700")
+    assert "Hits" not in output
+
+
+def test_what_else_the_lists_are_is_shown_where_it_says_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"model": "model", "users": 1500, "ndcg@10": 0.17, "head_share@10": 0.61, "repeat_rate@10": 0.0}
+    row |= {"targets[cold]": 0, "targets[tail]": 700, "targets[head]": 800, "hit@10[t+1]": 0.31, "users[t+1]": 1500}
+    row |= {"recall@10[cold]": None, "recall@10[tail]": 0.23, "recall@10[head]": 0.41}
+    protocol = {"split": "test", "seen": "removed", "catalogue_items": 2000}
+    protocol |= {"gap_seconds": 86400, "share_without_history": 0.25}
+    _answering(monkeypatch, {"rows": [row], "protocol": protocol})
+    output = _farsight("evaluate", "--dataset", "d").output
+    assert "seen items removed, a gap of 86,400 s, 25.0% of users without history" in output
+    assert "Lists of the first 10" in output
+    assert "0.6100" in output
+    assert "repeat_rate" not in output  # no row repeats anything
+    assert "Recall by popularity of the target: 700 tail, 800 head" in output
+    assert "cold" not in output
+    assert "t+1" not in output  # a curve of one point is the hit rate
+    row |= {"hit@10[t+2]": 0.29, "users[t+2]": 900}
+    assert (
+        "hit@10 by events ahead, of 1,500 users at the first and 900 at the last"
+        in _farsight("evaluate", "--dataset", "d").output
+    )
 
 
 def test_an_answer_is_a_table_of_ranked_items(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,7 +149,8 @@ def test_answers_equal_the_top_k_that_offline_evaluation_ranks(
     engine: Engine, artifact: Artifact, dataset: PreparedDataset
 ) -> None:
     vocabulary = artifact.vocabulary()
-    scorer = RetrieverScorer(artifact.load_retriever(), max_events=MAX_EVENTS)
+    counts = dataset.train_counts()
+    scorer = RetrieverScorer(artifact.load_retriever(), max_events=MAX_EVENTS, train_events_V=counts)
     for cases in split_cases(dataset, "test", users_per_batch=8):
         seen = [torch.from_numpy(rows) for rows in cases.items]
         with torch.inference_mode():

@@ -1,5 +1,6 @@
 """Full-catalogue evaluation against a brute-force oracle; baselines; ranks share the users."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 import trainer.evaluate
 from data.cases import Cases, split_cases
 from data.dataset import PreparedDataset, Split
-from data.errors import ArtifactMismatch, DatasetError, RecipeError
+from data.errors import ArtifactMismatch, DatasetError, FarsightError, RecipeError
 from data.storage import MANIFEST, write_json
 from modeling.artifact import Artifact
+from modeling.beyond_accuracy import BUCKETS
+from modeling.metrics import top_rows
 from tests.small_world import NUM_ITEMS, item_id, write_artifact, write_dataset
 from tests.test_modeling_metrics import brute_force
 from trainer.baselines import ExternalRanking, Popularity
@@ -33,12 +36,19 @@ def cases(dataset: PreparedDataset, split: Split = "test", users: int = 7) -> li
     return list(split_cases(dataset, split, users_per_batch=users))
 
 
+def retriever_scorer(world: tuple[PreparedDataset, Artifact]) -> RetrieverScorer:
+    dataset, artifact = world
+    return RetrieverScorer(
+        artifact.load_retriever(), max_events=artifact.max_events, train_events_V=dataset.train_counts()
+    )
+
+
 @pytest.mark.parametrize("remove_seen", [True, False])
 def test_metrics_of_a_retriever_with_tied_items_equal_brute_force(
     world: tuple[PreparedDataset, Artifact], remove_seen: bool
 ) -> None:
-    dataset, artifact = world
-    scorer = RetrieverScorer(artifact.load_retriever(), max_events=artifact.max_events)
+    dataset, _ = world
+    scorer = retriever_scorer(world)
     totals = evaluate_cases(scorer, cases(dataset), num_rows=NUM_ITEMS + 1, ks=KS, remove_seen=remove_seen)
     sums: dict[str, float] = {}
     shown: set[int] = set()
@@ -110,6 +120,35 @@ def test_an_external_ranking_is_scored_as_listed(world: tuple[PreparedDataset, A
     assert kept["hr@1"] == 1
 
 
+def test_a_user_without_visible_history_is_answered_from_popularity(world: tuple[PreparedDataset, Artifact]) -> None:
+    dataset, _ = world
+    scorer = retriever_scorer(world)
+    gap = 600_000  # of the 1,000,000 seconds that histories span
+    gapped = list(split_cases(dataset, "test", users_per_batch=40, gap_seconds=gap))
+    [batch] = gapped
+    empty = [not len(items) for items in batch.items]
+    assert 0 < sum(empty) < len(batch)
+    tops = top_rows(scorer(batch), NUM_ITEMS + 1)[0]
+    by_popularity = top_rows(Popularity(dataset)(batch), NUM_ITEMS + 1)[0]
+    assert [torch.equal(top, other) for top, other in zip(tops, by_popularity, strict=True)] == empty
+    known = [place for place, nothing in enumerate(empty) if not nothing]
+    alone = Cases(**{name: [column[place] for place in known] for name, column in vars(batch).items()})
+    torch.testing.assert_close(scorer(batch)[known], scorer(alone), rtol=0, atol=1e-5)
+
+
+def test_a_model_that_reads_times_is_told_the_time_that_the_protocol_states(
+    world: tuple[PreparedDataset, Artifact],
+) -> None:
+    dataset, _ = world
+    scorer = retriever_scorer(world)
+    [asked_then] = split_cases(dataset, "test", users_per_batch=40)
+    [asked_before] = split_cases(dataset, "test", users_per_batch=40, request_time="last_event")
+    assert asked_before.query_times == [int(times[-1]) for times in asked_then.times]
+    assert not torch.allclose(scorer(asked_then), scorer(asked_before))
+    expected = scorer(Cases(**{**vars(asked_then), "query_times": asked_before.query_times}))
+    assert torch.equal(scorer(asked_before), expected)
+
+
 def test_the_command_prints_popularity_and_other_rankings_beside_the_model(
     world: tuple[PreparedDataset, Artifact], tmp_path: Path
 ) -> None:
@@ -123,7 +162,93 @@ def test_the_command_prints_popularity_and_other_rankings_beside_the_model(
     )
     assert [row["model"] for row in report["rows"]] == ["popularity", "mine", "model"]
     assert report["protocol"]["seen"] == "kept"
+    assert report["artifact"] == artifact.content_hash
     assert {"hr@5", "recall@5", "ndcg@5", "mrr@5", "coverage@5"} <= report["rows"][-1].keys()
+
+
+def test_baselines_are_measured_without_an_artifact_and_every_user_is_written(
+    world: tuple[PreparedDataset, Artifact], tmp_path: Path
+) -> None:
+    dataset, _ = world
+    baselines = [
+        {"kind": "item_knn", "neighbours": 5},
+        {"kind": "recent_popularity", "days": 2},
+        {"kind": "popularity"},
+    ]
+    out = tmp_path / "users"
+    report = trainer.evaluate.run(
+        None,
+        str(dataset.directory),
+        split="validation",
+        recipe={"evaluate": {"ks": [5, 20], "baselines": baselines}},
+        users_out=str(out),
+    )
+    names = ["item_knn_cosine", "recent_popularity_2d", "popularity"]
+    assert [row["model"] for row in report["rows"]] == names
+    assert "artifact" not in report
+    assert sorted(path.name for path in out.iterdir()) == sorted([MANIFEST, *(f"{name}.parquet" for name in names)])
+    tables = [pq.read_table(out / f"{name}.parquet") for name in names]
+    assert all(table.column("user_id").equals(tables[0].column("user_id")) for table in tables)
+    for row, table in zip(report["rows"], tables, strict=True):
+        for name in table.column_names[1:]:
+            assert np.mean(table.column(name).to_numpy()) == pytest.approx(row[name], abs=1e-12)
+    assert json.loads((out / MANIFEST).read_text())["rows"] == report["rows"]
+    with pytest.raises(FarsightError, match="already exists"):
+        trainer.evaluate.run(None, str(dataset.directory), users_out=str(out))
+
+
+def test_the_protocol_states_what_the_figures_depend_on(
+    world: tuple[PreparedDataset, Artifact], tmp_path: Path
+) -> None:
+    dataset = write_dataset(tmp_path / "dataset", num_users=40, test_events=3)
+    artifact = write_artifact(tmp_path / "artifact", dataset)
+    report = trainer.evaluate.run(
+        str(artifact.directory),
+        str(dataset.directory),
+        recipe={"evaluate": {"ks": [5], "gap_seconds": 400_000, "request_time": "last_event", "horizon": 9}},
+    )
+    protocol = report["protocol"]
+    [batch] = split_cases(dataset, "test", users_per_batch=40, gap_seconds=400_000)
+    empty = sum(not len(items) for items in batch.items)
+    events = dataset.train_counts()
+    targets = [(row, items) for rows, items in zip(batch.targets, batch.items, strict=True) for row in rows]
+    assert protocol == {
+        "split": "test",
+        "split_rule": {"kind": "last_out", "test_events": 3},
+        "gap_seconds": 400_000,
+        "seen": "removed",
+        "catalogue_items": NUM_ITEMS,
+        "history": "stable sort by (time, order, log order); visible: all events before the first target and not later "
+        "than 400000 s before its time",
+        "request_time": "time of the newest visible event",
+        "ties": "equal scores by item row",
+        "without_history": "the model answers popularity",
+        "share_without_history": pytest.approx(empty / len(batch)),
+        "share_warm_users": 1,
+        "share_warm_targets": pytest.approx(np.mean([events[row] > 0 for row, _ in targets])),
+        "share_repeated_targets": pytest.approx(np.mean([row in items for row, items in targets])),
+    }
+    row = report["rows"][-1]
+    assert row["users[t+3]"] == row["users"] == len(batch)
+    assert "hit@5[t+4]" not in row
+    assert sum(row[f"targets[{bucket}]"] for bucket in BUCKETS) == len(targets)
+
+
+def test_rows_need_names_of_their_own_that_can_be_files(
+    world: tuple[PreparedDataset, Artifact], tmp_path: Path
+) -> None:
+    dataset, artifact = world
+    pq.write_table(pa.table({"user_id": ["u0"], "item_ids": [[item_id(1)]]}), tmp_path / "mine.parquet")
+    place, mine = str(dataset.directory), str(tmp_path / "mine.parquet")
+    twice = {"evaluate": {"baselines": [{"kind": "ease", "regularization": 1}, {"kind": "ease"}]}}
+    with pytest.raises(RecipeError, match="2 rows are called 'ease'; give each another name or kind"):
+        trainer.evaluate.run(None, place, recipe=twice)
+    with pytest.raises(RecipeError, match="2 rows are called 'model'"):
+        trainer.evaluate.run(str(artifact.directory), place, rankings={"model": mine})
+    with pytest.raises(RecipeError, match="'a/b' cannot be the name of a file"):
+        trainer.evaluate.run(None, place, rankings={"a/b": mine})
+    with pytest.raises(RecipeError, match=r"nothing to measure; give an artifact, rankings, or evaluate\.baselines"):
+        trainer.evaluate.run(None, place, recipe={"evaluate": {"baselines": []}})
 
 
 def test_what_cannot_be_evaluated_is_refused_with_the_reason(

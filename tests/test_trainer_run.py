@@ -123,6 +123,10 @@ def test_an_interrupted_run_goes_on_where_it_stopped_and_a_complete_one_is_not_r
     began = time.monotonic()
     assert trainer.train.run(settings) == summary
     assert time.monotonic() - began < 5, "a complete run was trained again"
+    # Of the section `evaluate` only `seen` bears on validation, so the rest makes no other run.
+    assert trainer.train.run({**settings, "evaluate": {"ks": [5], "gap_seconds": 60}}) == summary
+    with pytest.raises(RecipeError, match=r"other settings \(evaluate.seen: 'removed' -> 'kept'\)"):
+        trainer.train.run({**settings, "evaluate": {"seen": "kept"}})
     with pytest.raises(RecipeError, match=r"other settings \(train.seed: 0 -> 7\)"):
         trainer.train.run(recipe(tmp_path, seed=7, engine=settings["train"]["engine"]))
 

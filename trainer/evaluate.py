@@ -1,70 +1,183 @@
-"""`farsight evaluate`: full-catalogue metrics of an artifact, beside popularity and other rankings."""
+"""`farsight evaluate`: full-catalogue metrics of an artifact, beside baselines and other rankings."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from data.cases import split_cases
+from data.cases import Cases, split_cases
 from data.dataset import PreparedDataset, Split
-from data.errors import DatasetError
+from data.errors import DatasetError, RecipeError
 from data.settings import Recipe, read_section
+from data.storage import MANIFEST, published_directory, write_json
 from modeling.artifact import Artifact
-from trainer.baselines import ExternalRanking, Popularity
-from trainer.evaluation import RetrieverScorer, Scorer, evaluate_cases
+from trainer.baselines import ExternalRanking, baseline_name, build_baseline
+from trainer.evaluation import Observer, RetrieverScorer, Scorer, evaluate_cases
+from trainer.observers import BeyondAccuracy, CaseCounts, CatalogueFacts, UserMetrics, users_with_training
 from trainer.settings import EvaluateSettings
+
+MODEL = "model"
+KIND = "user_metrics"
+FORMAT_VERSION = 1
+
+Builders = dict[str, Callable[[], Scorer]]
 
 
 def run(
-    artifact: str,
+    artifact: str | None,
     dataset: str,
     *,
     split: Split = "test",
     rankings: Mapping[str, str] | None = None,
     recipe: Recipe | None = None,
+    users_out: str | None = None,
 ) -> dict[str, Any]:
-    """Evaluate an artifact on one split of the dataset it was trained on.
+    """Evaluate an artifact, baselines and other rankings on one split of a dataset.
 
     Args:
+        artifact: directory of an artifact trained on this dataset; None measures the others alone.
         rankings: name -> Parquet file of `trainer.baselines.ExternalRanking`.
-        recipe: its `evaluate` section holds cut-offs and whether seen items are removed.
+        recipe: its `evaluate` section holds cut-offs, protocol and baselines.
+        users_out: directory to write, with `NAME.parquet` per row: `user_id` and the accuracy metrics
+            of that user, in the same order in every file.
 
     Returns:
-        `protocol` (what was ranked, how ties are broken, which history) and `rows`, one mapping of
-        metrics per ranking, the artifact last.
+        `protocol` (all that the figures depend on besides the rankings) and `rows`, one mapping of
+        metrics per ranking: baselines, other rankings, the artifact last.
 
     Raises:
         ArtifactMismatch: the dataset has another vocabulary.
-        DatasetError: the split has no targets.
+        DatasetError: the split has no targets, or a gap is asked for without times.
+        RecipeError: two rows have one name, a name is no file name, or there is nothing to measure.
+        FarsightError: `users_out` exists already.
     """
     settings = read_section(recipe or {}, "evaluate", EvaluateSettings)
-    opened, prepared = Artifact.open(artifact), PreparedDataset.open(dataset)
-    opened.check_dataset(prepared)
+    opened, prepared = _opened(artifact, dataset, split)
+    builders = _builders(settings, opened, prepared, split, rankings or {})
+    facts = CatalogueFacts.of(prepared)
+    counts = CaseCounts(facts)
+    rows: list[dict[str, Any]] = []
+    with nullcontext() if users_out is None else published_directory(users_out) as directory:
+        for name, build in builders.items():
+            users = UserMetrics()
+            # What the users have to go by is the same for every row, so the first counts it.
+            others: list[Observer] = ([] if rows else [counts]) + ([] if directory is None else [users])
+            rows.append({"model": name, **_row(name, build(), prepared, split, settings, facts, others)})
+            if directory is not None:
+                pq.write_table(users.table(), directory / f"{name}.parquet")
+        protocol = _protocol(settings, prepared, split, counts)
+        result = {"dataset": dataset, "protocol": protocol, "rows": rows}
+        if opened is not None:
+            result["artifact"] = opened.content_hash
+        if directory is not None:
+            write_json(directory / MANIFEST, {"kind": KIND, "format_version": FORMAT_VERSION, **result})
+    return result
+
+
+def _opened(artifact: str | None, dataset: str, split: Split) -> tuple[Artifact | None, PreparedDataset]:
+    opened, prepared = None if artifact is None else Artifact.open(artifact), PreparedDataset.open(dataset)
+    if opened is not None:
+        opened.check_dataset(prepared)
     if not prepared.manifest["counts"].get(f"users_with_{split}"):
         raise DatasetError(f"{dataset}: no user has {split} targets; ingest with another split")
+    return opened, prepared
+
+
+def _builders(
+    settings: EvaluateSettings,
+    opened: Artifact | None,
+    prepared: PreparedDataset,
+    split: Split,
+    rankings: Mapping[str, str],
+) -> Builders:
+    """How each row's scorer is made, in the order of the rows; one is in memory at a time."""
+    named: list[tuple[str, Callable[[], Scorer]]] = [
+        (baseline_name(baseline), partial(build_baseline, baseline, prepared)) for baseline in settings.baselines
+    ]
+    vocabulary = prepared.vocabulary() if rankings else None
+    for name, path in rankings.items():
+        # Read now: a misspelt path must not be found after an hour of baselines.
+        external = ExternalRanking(path, vocabulary or prepared.vocabulary(), split)
+        named.append((name, partial(_same, external)))
+    if opened is not None:
+        named.append((MODEL, partial(_model, opened, prepared)))
+    if not named:
+        raise RecipeError("evaluate: nothing to measure; give an artifact, rankings, or evaluate.baselines")
+    names = [name for name, _ in named]
+    for name in names:
+        if names.count(name) > 1:
+            raise RecipeError(f"evaluate: {names.count(name)} rows are called {name!r}; give each another name or kind")
+        if Path(name).name != name:
+            raise RecipeError(f"evaluate: {name!r} cannot be the name of a file, as --users-out needs; use another")
+    return dict(named)
+
+
+def _same(scorer: Scorer) -> Scorer:
+    return scorer
+
+
+def _model(opened: Artifact, prepared: PreparedDataset) -> Scorer:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    scorers: dict[str, Scorer] = {"popularity": Popularity(prepared)}
-    for name, path in (rankings or {}).items():
-        scorers[name] = ExternalRanking(path, prepared.vocabulary(), split)
-    scorers["model"] = RetrieverScorer(opened.load_retriever(device), max_events=opened.max_events)
-    rows: list[dict[str, Any]] = []
-    for name, scorer in scorers.items():
-        cases = split_cases(prepared, split, users_per_batch=settings.users_per_batch)
-        totals = evaluate_cases(
-            scorer,
-            tqdm(cases, desc=f"evaluate {name}", unit="batch", disable=None),
-            num_rows=prepared.num_rows,
-            ks=settings.ks,
-            remove_seen=settings.seen == "removed",
-        )
-        rows.append({"model": name, **totals.means()})
-    protocol = {
+    return RetrieverScorer(
+        opened.load_retriever(device), max_events=opened.max_events, train_events_V=prepared.train_counts()
+    )
+
+
+def _row(
+    name: str,
+    scorer: Scorer,
+    prepared: PreparedDataset,
+    split: Split,
+    settings: EvaluateSettings,
+    facts: CatalogueFacts,
+    others: list[Observer],
+) -> dict[str, Any]:
+    cases: Iterator[Cases] = split_cases(
+        prepared,
+        split,
+        users_per_batch=settings.users_per_batch,
+        gap_seconds=settings.gap_seconds,
+        request_time=settings.request_time,
+    )
+    beyond = BeyondAccuracy(facts, settings.ks, horizon=settings.horizon)
+    totals = evaluate_cases(
+        scorer,
+        tqdm(cases, desc=f"evaluate {name}", unit="batch", disable=None),
+        num_rows=prepared.num_rows,
+        ks=settings.ks,
+        remove_seen=settings.seen == "removed",
+        observers=[beyond, *others],
+    )
+    return {**totals.means(), **beyond.figures()}
+
+
+def _protocol(
+    settings: EvaluateSettings, prepared: PreparedDataset, split: Split, counts: CaseCounts
+) -> dict[str, Any]:
+    """All that the figures depend on besides the rankings, and how much the users gave to go by."""
+    by_order = prepared.manifest.get("settings", {}).get("sort") == "order"
+    keys = "(order, log order)" if by_order else "(time, order, log order)"
+    visible = "all events before the first target"
+    if settings.gap_seconds:
+        visible += f" and not later than {settings.gap_seconds} s before its time"
+    asked = "time of the first target" if settings.request_time == "target" else "time of the newest visible event"
+    return {
         "split": split,
         "split_rule": prepared.manifest["split"],
+        "gap_seconds": settings.gap_seconds,
         "seen": settings.seen,
         "catalogue_items": prepared.num_rows - 1,
-        "history": "stable sort by (time, order, log order); request time = time of the first target",
+        "history": f"stable sort by {keys}; visible: {visible}",
+        "request_time": asked if prepared.has_times else "0: the log had no times",
         "ties": "equal scores by item row",
+        "without_history": "the model answers popularity",
+        "share_without_history": counts.num_without_history / counts.num_users,
+        "share_warm_users": users_with_training(prepared, split) / counts.num_users,
+        "share_warm_targets": 1 - counts.num_cold_targets / counts.num_targets,
+        "share_repeated_targets": counts.num_repeated_targets / counts.num_targets,
     }
-    return {"artifact": opened.content_hash, "dataset": dataset, "protocol": protocol, "rows": rows}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data.batch import to_device
 from data.cases import Cases
+from data.ragged import IntArray
 from modeling.metrics import hide, ranking_metrics, target_ranks, top_rows
 from modeling.retriever import Retriever
 from trainer.ranks import Ranks
@@ -22,25 +23,51 @@ class Scorer(Protocol):
     def __call__(self, cases: Cases) -> Float[Tensor, "B V"]: ...
 
 
+@dataclass(frozen=True)
+class Ranked:
+    """One batch of users after ranking, on the CPU: B users, T targets, the K best rows of each user."""
+
+    cases: Cases
+    metrics: dict[str, Tensor]  # of `modeling.metrics.ranking_metrics`, per user
+    top_BK: Tensor
+    queries_T: Tensor  # place in the batch of each target's user
+    targets_T: Tensor
+    ranks_T: Tensor
+
+
+class Observer(Protocol):
+    """Sees every ranked batch once, in order."""
+
+    def see(self, ranked: Ranked) -> None: ...
+
+
 class RetrieverScorer:
     """Scores of a trained retriever: inner products of query and item vectors.
 
     Args:
         retriever: in evaluation mode; item vectors are computed once, here.
         max_events: events of a history that the model sees.
+        train_events_V: training events per item row, by which a user without visible history is answered,
+            as an endpoint does.
     """
 
-    def __init__(self, retriever: Retriever, *, max_events: int) -> None:
+    def __init__(self, retriever: Retriever, *, max_events: int, train_events_V: IntArray) -> None:
         self._retriever = retriever
         self._max_events = max_events
         self._device = retriever.items.weight.device
+        # Places among the distinct numbers of events order the items alike, and float32 holds them exactly.
+        places_V = np.unique(train_events_V, return_inverse=True)[1].astype(np.float32)
+        self._popularity_V = torch.from_numpy(places_V).to(self._device)
         with torch.inference_mode():
             self._items_VD = retriever.item_vectors(torch.arange(retriever.items.num_embeddings, device=self._device))
 
     def __call__(self, cases: Cases) -> Float[Tensor, "B V"]:
         batch = to_device(cases.batch(self._max_events), self._device)
         with torch.inference_mode():
-            return self._retriever.query_vectors(batch) @ self._items_VD.T
+            scores_BV = self._retriever.query_vectors(batch) @ self._items_VD.T
+            unknown = [place for place, rows in enumerate(cases.items) if not len(rows)]
+            scores_BV[unknown] = self._popularity_V.to(scores_BV.dtype)
+            return scores_BV
 
 
 @dataclass
@@ -53,13 +80,13 @@ class Totals:
     sums: dict[str, float] = field(default_factory=dict)
     shown: dict[int, Tensor] = field(default_factory=dict)  # per cut-off: how often each row was recommended
 
-    def add(self, metrics: dict[str, Tensor], top_Bk: Tensor) -> None:
+    def add(self, metrics: dict[str, Tensor], top_BK: Tensor) -> None:
         """Count one batch: metrics per user, and the best rows of each."""
-        self.num_users += len(top_Bk)
+        self.num_users += len(top_BK)
         for name, values_B in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(values_B.sum())
         for k in self.ks:
-            counts_V = torch.bincount(top_Bk[:, :k].flatten().cpu(), minlength=self.num_rows)
+            counts_V = torch.bincount(top_BK[:, :k].flatten(), minlength=self.num_rows)
             self.shown[k] = self.shown.get(k, torch.zeros(self.num_rows, dtype=torch.long)) + counts_V
 
     def over_ranks(self, ranks: Ranks) -> "Totals":
@@ -81,9 +108,15 @@ class Totals:
 
 
 def evaluate_cases(
-    scorer: Scorer, cases: Iterable[Cases], *, num_rows: int, ks: Sequence[int], remove_seen: bool
+    scorer: Scorer,
+    cases: Iterable[Cases],
+    *,
+    num_rows: int,
+    ks: Sequence[int],
+    remove_seen: bool,
+    observers: Sequence[Observer] = (),
 ) -> Totals:
-    """Rank the whole catalogue for every user and add up the metrics."""
+    """Rank the whole catalogue for every user, add up the metrics, and show each batch to the observers."""
     totals = Totals(tuple(ks), num_rows)
     for batch in cases:
         seen = batch.items if remove_seen else [np.zeros(0, np.int64)] * len(batch)
@@ -93,5 +126,9 @@ def evaluate_cases(
             targets_T = torch.from_numpy(np.concatenate(batch.targets))
             device = scores_BV.device
             ranks_T = target_ranks(scores_BV, queries_T.to(device), targets_T.to(device)).cpu()
-            totals.add(ranking_metrics(ranks_T, queries_T, len(batch), ks), top_rows(scores_BV, max(ks))[0])
+            metrics = ranking_metrics(ranks_T, queries_T, len(batch), ks)
+            top_BK = top_rows(scores_BV, max(ks))[0].cpu()
+            totals.add(metrics, top_BK)
+            for observer in observers:
+                observer.see(Ranked(batch, metrics, top_BK, queries_T, targets_T, ranks_T))
     return totals

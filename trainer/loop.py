@@ -180,7 +180,11 @@ def _validate_and_save(worker: Worker) -> None:
         world=ranks.world,
     )
     totals = evaluate_cases(
-        RetrieverScorer(retriever.to(worker.engine.device).eval(), max_events=worker.model.max_events),
+        RetrieverScorer(
+            retriever.to(worker.engine.device).eval(),
+            max_events=worker.model.max_events,
+            train_events_V=worker.dataset.train_counts(),
+        ),
         cases,
         num_rows=num_rows,
         ks=(10,),

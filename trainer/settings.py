@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from data.settings import Settings
 from data.windows import WindowRule
+from trainer.baseline_settings import BaselineSettings, MostPopular
 
 
 class OptimizerSettings(Settings):
@@ -85,12 +86,20 @@ class TrainSettings(Settings):
 
 
 class EvaluateSettings(Settings):
-    """The `evaluate` section."""
+    """The `evaluate` section. Of it, validation during training goes by `seen` and `users_per_batch` alone."""
 
     ks: tuple[int, ...] = Field((10, 50, 200), description="cut-offs of the metrics")
     seen: Literal["removed", "kept"] = Field(
         "removed", description="removed: items of the history are not recommended, a repeated target is a miss"
     )
+    gap_seconds: int = Field(
+        0, ge=0, description="delay of the data: events later than this before the first target are hidden; 0: none"
+    )
+    request_time: Literal["target", "last_event"] = Field(
+        "target", description="time of the request: that of the first target, or of the newest visible event"
+    )
+    horizon: int = Field(10, ge=0, description="events of the split, counted from its first, that have a hit rate each")
+    baselines: tuple[BaselineSettings, ...] = Field((MostPopular(),), description="rankings measured beside the model")
     users_per_batch: int = Field(256, ge=1, description="users scored against the whole catalogue at a time")
 
     @model_validator(mode="after")

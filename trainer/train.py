@@ -128,6 +128,7 @@ def _claim(run_dir: Path, identity: dict[str, Any]) -> str:
     settled = json.loads(json.dumps(identity))
     for name in ("workers", "tracking", "max_minutes", "checkpoints_kept"):
         settled["train"].pop(name)
+    settled["evaluate"] = {"seen": settled["evaluate"]["seen"]}  # all of it that validation goes by
     path = run_dir / RUN_FILE
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
