@@ -14,7 +14,7 @@ import click
 
 from cluster import floors
 from cluster.output import Output, keep_standard_output_clean, set_up_logging
-from cluster.tables import print_answer, print_checks, print_rankings
+from cluster.tables import print_answer, print_checks, print_rankings, print_suite
 from data.errors import FarsightError, MachineError
 
 INTERRUPTED = 130
@@ -255,6 +255,26 @@ def retrieve(
         **asked,
     )
     _show(answer, print_answer)
+
+
+@cli.command()
+@click.argument("suite")
+@click.argument("overrides", nargs=-1, metavar="[a.b=c ...]")
+@click.option("--models", multiple=True, metavar="NAME", help="Measure this row only; repeat it.")
+@click.option("--data", multiple=True, metavar="NAME", help="Measure on this data set only; repeat it.")
+@click.option("--seeds", multiple=True, type=int, metavar="N", help="Measure this seed only; repeat it.")
+@click.option("--out", type=click.Path(), help="Directory of runs and report; runs/benchmarks/SUITE by default.")
+@click.option("--report-only", is_flag=True, help="Measure nothing; write the report of what was measured.")
+@command
+def benchmark(suite: str, **chosen: Any) -> None:
+    """Measure every model of a suite on every data set and seed, and write a report with plots.
+
+    SUITE is a YAML file, or the name of one that is shipped: smoke, movielens_1m, amazon. Rows that stand are not
+    measured again, so an interrupted suite goes on where it stopped.
+
+    Example: farsight benchmark smoke
+    """
+    _show(floors.start(floors.BENCHMARK, suite=suite, **chosen), print_suite)
 
 
 @cli.command()

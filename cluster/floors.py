@@ -15,6 +15,8 @@ INDEX = "serve.release:run"
 SERVE = "serve.app:run"
 STOP_SERVING = "ray.serve:shutdown"
 RETRIEVE = "serve.client:run"
+BENCHMARK = "cluster.benchmark:run"
+COMPARE = "trainer.significance:compare"
 
 
 def start(entry: str, /, **arguments: Any) -> dict[str, Any]:

@@ -39,6 +39,20 @@ def print_rankings(result: dict[str, Any]) -> None:
         print_table(title, ["model", *steps], curves)
 
 
+def print_suite(result: dict[str, Any]) -> None:
+    """Accuracy of every row of a suite under its first protocol, by data set; the rest is in the report."""
+    for data in result["data"].values():
+        figures: dict[str, Any] = next(iter(data["figures"].values()), {})
+        rows = [
+            {"model": model, "seeds": found["ndcg@10"]["runs"]}
+            | {metric: found[metric]["mean"] for metric in ("ndcg@10", "hr@10", "coverage@10")}
+            | {"deviation": found["ndcg@10"]["deviation"]}
+            for model, found in figures.items()
+        ]
+        print_table(data["title"], ["model", "seeds", "ndcg@10", "deviation", "hr@10", "coverage@10"], rows)
+    print(f"report: {result['report']}")
+
+
 def print_checks(result: dict[str, Any]) -> None:
     """The rows of doctor."""
     print_table("This machine", ["check", "state", "found", "what to do"], result["checks"])

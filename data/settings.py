@@ -39,15 +39,15 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         RecipeError: the file is missing or not a mapping, a section is unknown, or an override
             is malformed.
     """
-    recipe = _read_yaml(Path(path))
+    recipe = read_yaml(Path(path))
     parent = recipe.pop("extends", None)
     if parent is not None:
-        base = _read_yaml(Path(path).parent / str(parent))
+        base = read_yaml(Path(path).parent / str(parent))
         if "extends" in base:
             raise RecipeError(f"{path}: extends {parent}, which extends again; only one level is allowed")
-        recipe = _merged(base, recipe)
+        recipe = merged(base, recipe)
     for override in overrides:
-        _apply_override(recipe, override)
+        apply_override(recipe, override)
     unknown = sorted(set(recipe) - set(SECTIONS))
     if unknown:
         raise RecipeError(f"{path}: unknown section {unknown[0]!r}; a recipe has {', '.join(SECTIONS)}")
@@ -70,7 +70,12 @@ def read_section(recipe: Mapping[str, Any], section: str, kind: type[SettingsT])
         raise RecipeError("\n".join(lines)) from None
 
 
-def _read_yaml(path: Path) -> Recipe:
+def read_yaml(path: Path) -> Recipe:
+    """The mapping that a YAML file holds; an empty file is an empty mapping.
+
+    Raises:
+        RecipeError: no such file, not YAML, or not a mapping.
+    """
     if not path.is_file():
         raise RecipeError(f"{path}: no such recipe file")
     try:
@@ -84,16 +89,21 @@ def _read_yaml(path: Path) -> Recipe:
     return content
 
 
-def _merged(base: Recipe, top: Recipe) -> Recipe:
+def merged(base: Recipe, top: Recipe) -> Recipe:
     """`top` laid over `base`, mapping by mapping; lists and scalars are replaced whole."""
     result = copy.deepcopy(base)
     for key, value in top.items():
         below = result.get(key)
-        result[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+        result[key] = merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return result
 
 
-def _apply_override(recipe: Recipe, override: str) -> None:
+def apply_override(recipe: Recipe, override: str) -> None:
+    """Set `section.name=value` in a recipe, in place; the value is read as YAML.
+
+    Raises:
+        RecipeError: not of that form, or a value stands where a group of settings is named.
+    """
     name, equals, text = override.partition("=")
     keys = name.split(".")
     if not equals or not all(keys):

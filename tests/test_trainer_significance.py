@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trainer import significance
-from trainer.significance import paired_bootstrap, verdict
+from trainer.significance import compare, paired_bootstrap, verdict
 
 
 def test_the_same_values_for_everyone_have_no_difference_and_p_one() -> None:
@@ -104,3 +104,14 @@ def test_a_gain_under_twice_the_seed_deviation_is_no_effect(
 def test_a_deviation_must_be_a_size(seed_deviation: float) -> None:
     with pytest.raises(ValueError, match="expected 0 or more"):
         verdict(1, 0, seed_deviation=seed_deviation, p_value=0)
+
+
+def test_a_comparison_knows_users_and_seeds() -> None:
+    users = np.linspace(0, 1, 400)
+    found = compare(users + 0.1, users, a_seeds=[0.61, 0.59], b_seeds=[0.5, 0.5])
+    assert found["verdict"] == "better"
+    assert found["difference"] == pytest.approx(0.1)
+    assert found["seed_deviation"] == pytest.approx(0.02 / 2**0.5)
+    assert compare(users + 0.1, users, a_seeds=[0.7, 0.5], b_seeds=[0.5, 0.5])["verdict"] == "no effect"
+    alone = compare(users + 0.1, users, a_seeds=[0.6], b_seeds=[0.5, 0.5])
+    assert (alone["verdict"], alone["seed_deviation"]) == ("one seed", None)

@@ -3,7 +3,9 @@
 Letters: U users, N distinct values, R resamples.
 """
 
-from typing import Literal
+import statistics
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -92,3 +94,27 @@ def verdict(
     if difference == 0 or abs(difference) < 2 * seed_deviation or p_value >= significance:
         return "no effect"
     return "better" if difference > 0 else "worse"
+
+
+def compare(
+    a_U: npt.ArrayLike, b_U: npt.ArrayLike, *, a_seeds: Sequence[float], b_seeds: Sequence[float]
+) -> dict[str, Any]:
+    """`paired_bootstrap` of two models, and the verdict that their seeds allow.
+
+    Args:
+        a_U, b_U: the metric of each user, averaged over the seeds of one model.
+        a_seeds, b_seeds: the mean metric of each seed.
+
+    Returns:
+        What `paired_bootstrap` returns, `seed_deviation` (the larger of the two; None if either has a
+        single seed) and `verdict`, which is "one seed" where a deviation is not known.
+    """
+    found: dict[str, Any] = paired_bootstrap(a_U, b_U)
+    found["seed_deviation"], found["verdict"] = None, "one seed"
+    if len(a_seeds) > 1 and len(b_seeds) > 1:
+        deviation = max(statistics.stdev(a_seeds), statistics.stdev(b_seeds))
+        found["seed_deviation"] = deviation
+        found["verdict"] = verdict(
+            statistics.fmean(a_seeds), statistics.fmean(b_seeds), seed_deviation=deviation, p_value=found["p_value"]
+        )
+    return found

@@ -1,0 +1,98 @@
+"""What a benchmark suite is: data sets, models and seeds in one YAML file."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from data.errors import RecipeError
+from data.settings import Settings, read_yaml
+
+FOLDER = Path(__file__).parent / "suites"
+
+Sections = dict[str, Any]
+
+
+class DataSettings(Settings):
+    """One prepared dataset of a suite: where its log comes from, and how it is cut."""
+
+    title: str = Field(description="name in reports")
+    source: Sections | None = Field(
+        None, description="arguments of `farsight import`; files are inside the folder that FARSIGHT_DATA names"
+    )
+    simulate: Sections | None = Field(None, description="`simulate` section of a recipe, instead of a source")
+    ingest: Sections = Field(default_factory=dict, description="`ingest` section of a recipe, without its places")
+    notes: list[str] = Field([], description="what a reader of its tables must know")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "DataSettings":
+        if (self.source is None) == (self.simulate is None):
+            raise ValueError("expected either source or simulate")
+        return self
+
+
+class ModelSettings(Settings):
+    """One row of a suite's tables: a retriever's settings, or a baseline."""
+
+    title: str = Field(description="name in reports")
+    baseline: Sections | None = Field(None, description="one of `evaluate.baselines`; no training then")
+    model: Sections = Field(default_factory=dict, description="`model` section, laid over the suite's")
+    train: Sections = Field(default_factory=dict, description="`train` section, laid over the suite's")
+    data: list[str] | None = Field(None, description="data sets that have this row; all by default")
+    seeds: list[int] | None = Field(None, description="seeds of this row; the suite's by default")
+    published: dict[str, dict[str, float]] = Field(
+        default_factory=dict, description="data set -> metric -> the figure that was published"
+    )
+
+
+class SuiteSettings(Settings):
+    """A suite file."""
+
+    title: str = Field(description="title of the report")
+    notes: list[str] = Field([], description="what a reader of all tables must know")
+    seeds: list[int] = Field([0, 1, 2], min_length=1, description="seeds of every trained row")
+    data: dict[str, DataSettings] = Field(min_length=1, description="data sets by name")
+    protocols: dict[str, Sections] = Field(
+        {"test": {}},
+        min_length=1,
+        description="`evaluate` sections by name; the first is the one that models are compared by",
+    )
+    model: Sections = Field(default_factory=dict, description="`model` section that all rows start from")
+    train: Sections = Field(default_factory=dict, description="`train` section that all rows start from")
+    models: dict[str, ModelSettings] = Field(min_length=1, description="rows by name, in the order of the tables")
+    compare: list[tuple[str, str]] = Field([], description="pairs of rows: is the first better than the second?")
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> "SuiteSettings":
+        for name, row in self.models.items():
+            for data in [*(row.data or []), *row.published]:
+                if data not in self.data:
+                    raise ValueError(f"models.{name} names the data set {data!r}; there are {', '.join(self.data)}")
+        for model in (model for pair in self.compare for model in pair):
+            if model not in self.models:
+                raise ValueError(f"compare names the row {model!r}; there are {', '.join(self.models)}")
+        return self
+
+
+def shipped_suites() -> dict[str, Path]:
+    """The suites that come with Farsight: name -> file."""
+    return {file.stem: file for file in sorted(FOLDER.glob("*.yaml"))}
+
+
+def load_suite(name: str) -> SuiteSettings:
+    """Read a suite given as the name of a shipped one or as a path.
+
+    Raises:
+        RecipeError: no such suite, or a wrong setting, named by its path.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        shipped = shipped_suites()
+        if name not in shipped:
+            raise RecipeError(f"{name}: no such suite; give a path that ends in .yaml, or one of {', '.join(shipped)}")
+        path = shipped[name]
+    try:
+        return SuiteSettings.model_validate(read_yaml(path))
+    except ValidationError as error:
+        lines = [f"{path}: {'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()]
+        raise RecipeError("\n".join(lines)) from None
