@@ -25,11 +25,13 @@ def print_rankings(result: dict[str, Any]) -> None:
     lists = [name for name in lists if any(row.get(name) for row in rows)]
     if lists:
         print_table(f"Lists of the first {first}", ["model", *lists], rows)
-    buckets = {name: rows[0][name] for name in rows[0] if name.startswith("targets[") and rows[0][name]}
+    buckets = {name[8:-1]: rows[0][name] for name in rows[0] if name.startswith("targets[") and rows[0][name]}
     if len(buckets) > 1:
-        held = ", ".join(f"{count:,} {name[8:-1]}" for name, count in buckets.items())
-        recalls = [name.replace("targets", f"recall@{first}") for name in buckets]
-        print_table(f"Recall by popularity of the target: {held}", ["model", *recalls], rows)
+        held = ", ".join(f"{count:,} {bucket}" for bucket, count in buckets.items())
+        recalls = [
+            {"model": row["model"], **{name: row[f"recall@{first}[{name}]"] for name in buckets}} for row in rows
+        ]
+        print_table(f"recall@{first} by popularity of the target: {held}", ["model", *buckets], recalls)
     steps = {name.partition("[")[2][:-1]: name for name in rows[0] if name.startswith("hit@")}
     if len(steps) > 1:
         cut_off = steps["t+1"].partition("[")[0]
@@ -85,6 +87,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, 
         table.add_row(*[shown(row.get(column)) for column in columns])
     # Not the table's own title, which would be folded to the table's width.
     print(title)
-    # No colours and a fixed width when piped, so that logs and tests read the same everywhere.
+    # No colours and a fixed width when piped, so that logs and tests read the same everywhere; no markup, or a title
+    # such as [REC] would vanish.
     width = None if sys.stdout.isatty() else 120
-    Console(file=sys.stdout, width=width, highlight=False).print(table)
+    Console(file=sys.stdout, width=width, highlight=False, markup=False).print(table)

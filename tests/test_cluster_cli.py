@@ -213,7 +213,7 @@ def test_what_else_the_lists_are_is_shown_where_it_says_something(monkeypatch: p
     assert "Lists of the first 10" in output
     assert "0.6100" in output
     assert "repeat_rate" not in output  # no row repeats anything
-    assert "Recall by popularity of the target: 700 tail, 800 head" in output
+    assert "recall@10 by popularity of the target: 700 tail, 800 head" in output
     assert "cold" not in output
     assert "t+1" not in output  # a curve of one point is the hit rate
     row |= {"hit@10[t+2]": 0.29, "users[t+2]": 900}
@@ -224,12 +224,12 @@ def test_what_else_the_lists_are_is_shown_where_it_says_something(monkeypatch: p
 
 
 def test_an_answer_is_a_table_of_ranked_items(monkeypatch: pytest.MonkeyPatch) -> None:
-    items = [{"item_id": "i7", "score": 0.91, "title": "Seven"}, {"item_id": "i3", "score": 0.5, "title": None}]
+    items = [{"item_id": "i7", "score": 0.91, "title": "[Seven]"}, {"item_id": "i3", "score": 0.5, "title": None}]
     answer = {"release": "abc", "items": items, "fallback": None, "unknown_items": 1, "history_events_used": 4}
     _answering(monkeypatch, answer)
     output = _farsight("retrieve", "--item", "i1").output
     assert "Release abc, from 4 events, 1 unknown left out" in output
-    assert output.index("i7") < output.index("0.9100") < output.index("Seven") < output.index("i3")
+    assert output.index("i7") < output.index("0.9100") < output.index("[Seven]") < output.index("i3")
 
 
 def _answering(monkeypatch: pytest.MonkeyPatch, result: dict[str, Any]) -> None:
