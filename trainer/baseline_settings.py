@@ -26,7 +26,7 @@ class ItemKnn(Settings):
     kind: Literal["item_knn"] = "item_knn"
     neighbours: int = Field(100, ge=1, description="most similar items kept per item, itself not counted")
     weighting: Literal["cosine", "tfidf", "bm25"] = Field(
-        "cosine",
+        "tfidf",
         description="similarity of two items: cosine over users; the same with users of many items weighing less; "
         "inner product with BM25 weights",
     )
@@ -37,8 +37,8 @@ class Ials(Settings):
 
     kind: Literal["ials"] = "ials"
     factors: int = Field(128, ge=1, description="width of user and item vectors")
-    regularization: float = Field(0.01, gt=0, description="weight of the squared norms")
-    alpha: float = Field(1.0, gt=0, description="weight of an event; that of an item without events is 1")
+    regularization: float = Field(8.0, gt=0, description="weight of the squared norms")
+    alpha: float = Field(10.0, gt=0, description="weight of an event; that of an item without events is 1")
     iterations: int = Field(15, ge=1, description="passes of alternating least squares")
     seed: int = Field(0, ge=0, description="seed of the first vectors")
 
@@ -47,7 +47,7 @@ class Ease(Settings):
     """Linear item-item model with a closed form (Steck, WWW 2019); for small catalogues."""
 
     kind: Literal["ease"] = "ease"
-    regularization: float = Field(500.0, gt=0, description="weight of the squared entries, lambda of the paper")
+    regularization: float = Field(100.0, gt=0, description="weight of the squared entries, lambda of the paper")
     max_items: int = Field(20_000, ge=1, description="a larger catalogue is refused: memory is quadratic, time cubic")
 
 
