@@ -13,6 +13,7 @@ suite goes on where it stopped, and rows may be measured in any order, by severa
 import json
 import logging
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from typing import Any
 
 from cluster import floors
 from cluster.provenance import commit, surroundings
-from cluster.suite import DataSettings, SuiteSettings, load_suite
+from cluster.suite import DataSettings, ModelSettings, SuiteSettings, load_suite
 from cluster.suite_report import write_report
 from data.errors import DatasetError, RecipeError
 from data.settings import Recipe, apply_override, merged
@@ -73,7 +74,7 @@ def run(
     _check_names("--data", data, settings.data)
     place = Path(out or Path("runs/benchmarks") / Path(suite).stem)
     # The commit of the code that runs, not of what it is edited to meanwhile.
-    made_with = {"commit": commit(), **surroundings()}
+    made_with = {"suite": suite, "commit": commit(), **surroundings()}
     wanted = [] if report_only else list(_rows(settings, data, models, seeds))
     for number, row in enumerate(wanted, start=1):
         logger.info("row %d of %d: %s, %s, seed %d", number, len(wanted), row.data, row.model, row.seed)
@@ -149,14 +150,27 @@ def _recipe(row: Row, settings: SuiteSettings, out: Path, overrides: Sequence[st
     return recipe
 
 
+def _settled(recipe: Recipe) -> Recipe:
+    """A recipe without what may differ between two measurements of one row: where it runs and who watches."""
+    train = {name: value for name, value in recipe.get("train", {}).items() if name not in ("workers", "tracking")}
+    return {**recipe, "train": train}
+
+
+def _command(row: Row, suite: str, model: ModelSettings, overrides: Sequence[str]) -> str:
+    """The command that measures this row again."""
+    seed = [] if model.baseline is not None else ["--seeds", str(row.seed)]
+    return shlex.join(["farsight", "benchmark", suite, "--data", row.data, "--models", row.model, *seed, *overrides])
+
+
 def _measure(row: Row, settings: SuiteSettings, out: Path, overrides: Sequence[str], made_with: dict[str, Any]) -> None:
     """Train and evaluate one row, unless it was measured before with the same settings."""
     folder, dataset = row.folder(out), out / row.data / "dataset"
     recipe = _recipe(row, settings, out, overrides)
-    baseline = settings.models[row.model].baseline
+    model = settings.models[row.model]
+    baseline = model.baseline
     manifest = json.loads((dataset / MANIFEST).read_text(encoding="utf-8"))
     identity = {
-        "recipe": recipe,
+        "recipe": _settled(recipe),
         "baseline": baseline,
         "protocols": settings.protocols,
         "dataset": manifest["files"],
@@ -186,6 +200,7 @@ def _measure(row: Row, settings: SuiteSettings, out: Path, overrides: Sequence[s
         "protocols": statements,
         "training": {name: trained[name] for name in ("seconds", "validation", "content_hash") if name in trained},
         "seconds": round(time.perf_counter() - began, 1),
+        "command": _command(row, made_with["suite"], model, overrides),
         "made_with": made_with,
         "identity": identity,
     }

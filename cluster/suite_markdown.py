@@ -20,16 +20,14 @@ def as_markdown(settings: SuiteSettings, summary: Mapping[str, Any]) -> str:
             parts.append("Not measured yet.")
             continue
         for number, protocol in enumerate(settings.protocols):
-            parts += _protocol(settings, summary["suite"], name, data, protocol, main=number == 0)
+            parts += _protocol(settings, name, data, protocol, main=number == 0)
         parts += _comparisons(settings, data["comparisons"])
-        parts += [_runs_table(settings, summary["suite"], name, data["runs"])]
+        parts += [_runs_table(settings, data["runs"])]
         parts += [f"![{plot}]({plot})" for plot in data["plots"]]
     return "\n\n".join(parts) + "\n"
 
 
-def _protocol(
-    settings: SuiteSettings, suite: str, name: str, data: Mapping[str, Any], protocol: str, *, main: bool
-) -> list[str]:
+def _protocol(settings: SuiteSettings, name: str, data: Mapping[str, Any], protocol: str, *, main: bool) -> list[str]:
     figures, statement = data["figures"][protocol], data["protocols"][protocol]
     stated = "; ".join(f"{key.replace('_', ' ')}: {_plain(value)}" for key, value in statement.items())
     parts = [f"### Protocol `{protocol}`", f"{stated}."]
@@ -106,11 +104,10 @@ def _comparisons(settings: SuiteSettings, comparisons: Sequence[Mapping[str, Any
     return ["### Compared, user by user", table(head, rows)]
 
 
-def _runs_table(settings: SuiteSettings, suite: str, data: str, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def _runs_table(settings: SuiteSettings, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     rows = []
     for model, found in runs.items():
         for run in found:
-            seed = "" if settings.models[model].baseline is not None else f" --seeds {run['seed']}"
             training = run["training"]
             rows.append(
                 [
@@ -119,7 +116,7 @@ def _runs_table(settings: SuiteSettings, suite: str, data: str, runs: Mapping[st
                     number(training["validation"]["ndcg@10"]) if training else "",
                     f"{training['seconds']:.0f}" if training else "",
                     run["made_with"]["commit"],
-                    f"`farsight benchmark {suite} --data {data} --models {model}{seed}`",
+                    f"`{run['command']}`",
                 ]
             )
     head = ["model", "seed", "validation NDCG@10", "seconds of training", "commit", "command"]

@@ -82,7 +82,7 @@ def _statement(rows: Iterable[list[Measured]], protocol: str) -> dict[str, Any] 
 
 
 def _facts(run: Measured) -> dict[str, Any]:
-    return {name: run[name] for name in ("seed", "seconds", "training", "made_with")}
+    return {name: run[name] for name in ("seed", "seconds", "training", "command", "made_with")}
 
 
 def _compared(

@@ -52,6 +52,7 @@ def write_row(out: Path, model: str, seed: int, ndcg: list[float], **more: float
         "protocols": {"test": {"split": "test", "seen": "removed"}},
         "training": {"seconds": 12.0, "validation": {"ndcg@10": 0.3}} if model != "popularity" else {},
         "seconds": 13.0,
+        "command": f"farsight benchmark small --data log --models {model} --seeds {seed}",
         "made_with": {"commit": "abc", "cores": 2, "cpu": "a cpu", "python": "3.11", "versions": {"torch": "2"}},
         "identity": {},
     }
