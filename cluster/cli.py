@@ -190,9 +190,8 @@ def evaluate(seen: str | None, rankings: tuple[str, ...], words: tuple[str, ...]
 
     Example: farsight evaluate --artifact runs/demo/artifact --dataset runs/demo/dataset
     """
-    others = _pairs(rankings, "--rankings")
-    recipe = _recipe(words if seen is None else (*words, f"evaluate.seen={seen}"))
-    _show(floors.start(floors.EVALUATE, rankings=others, recipe=recipe, **chosen), print_rankings)
+    chosen["recipe"] = _recipe(words if seen is None else (*words, f"evaluate.seen={seen}"))
+    _show(floors.start(floors.EVALUATE, rankings=_pairs(rankings, "--rankings"), **chosen), print_rankings)
 
 
 @cli.command()

@@ -171,7 +171,7 @@ def test_baselines_are_measured_without_an_artifact_and_every_user_is_written(
 ) -> None:
     dataset, _ = world
     baselines = [
-        {"kind": "item_knn", "neighbours": 5},
+        {"kind": "item_knn", "neighbours": 5, "weighting": "cosine"},
         {"kind": "recent_popularity", "days": 2},
         {"kind": "popularity"},
     ]
