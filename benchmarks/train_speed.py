@@ -162,7 +162,7 @@ def _race(chosen: Namespace, python: Path, histories: Histories) -> tuple[list[O
         while seconds_to(peer_curve(rows, 0.0), chosen.ndcg) is None and _has_time(rows, chosen.peer_minutes):
             rows.append(peer.epoch())
             _tell(ours, rows)
-        ready = peer.ready
+        ready = {**peer.ready, "set_up_seconds": peer.set_up_seconds}
     ours.append(_run_ours(chosen, len(ours)))
     return ours, rows, ready
 

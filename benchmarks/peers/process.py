@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ class Peer:
 
     def __init__(self, python: Path, module: str, arguments: Sequence[str], *, threads: int, log: Path) -> None:
         self._log = log
+        began = time.perf_counter()
         limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         with log.open("w", encoding="utf-8") as errors:
             self._process = subprocess.Popen(
@@ -77,6 +79,7 @@ class Peer:
         except MachineError:
             self.__exit__()
             raise
+        self.set_up_seconds = time.perf_counter() - began  # its imports included
 
     def __enter__(self) -> "Peer":
         return self

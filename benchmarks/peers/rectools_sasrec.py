@@ -55,7 +55,6 @@ USERS_PER_BATCH = 256
 
 def main() -> None:
     """Train until told to stop."""
-    began = time.perf_counter()
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--histories", type=Path, required=True)
     arguments.add_argument("--threads", type=int, required=True)
@@ -70,7 +69,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "versions": {"python": sys.version.split()[0], **{name: metadata.version(name) for name in PACKAGES}},
     }
-    turns = Turns(histories, began, named)
+    turns = Turns(histories, named)
 
     def trainer() -> pytorch_lightning.Trainer:
         return pytorch_lightning.Trainer(**TRAINER, callbacks=[turns])
@@ -97,9 +96,9 @@ def training_log(histories: Histories) -> Dataset:
 class Turns(pytorch_lightning.Callback):
     """Waits for its turn before every epoch; times it, measures and reports it after."""
 
-    def __init__(self, histories: Histories, began: float, named: dict[str, Any]) -> None:
+    def __init__(self, histories: Histories, named: dict[str, Any]) -> None:
         self.histories = histories
-        self.began = began
+        self.began = 0.0
         self.named = named
         self.seconds = 0.0
 
@@ -109,7 +108,6 @@ class Turns(pytorch_lightning.Callback):
         report(
             "ready",
             **self.named,
-            set_up_seconds=time.perf_counter() - self.began,
             num_targets=len(interactions) - interactions[Columns.User].nunique(),
             num_items=len(pl_module.data_preparator.get_known_item_ids()),
         )
