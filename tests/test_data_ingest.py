@@ -199,8 +199,15 @@ def test_a_time_split_cuts_all_users_at_the_same_moments(
 def test_order_alone_gives_the_order_and_times_are_then_zero(ray_session: None, tmp_path: Path) -> None:
     rows = [("u", "a", 2), ("u", "b", 1), ("u", "c", 1), ("v", "a", 0), ("v", "b", 1)]
     pl.DataFrame(rows, schema=["user_id", "item_id", "order"], orient="row").write_csv(tmp_path / "log.csv")
-    run(recipe(tmp_path / "log.csv", tmp_path / "out", min_user_events=3))
+    run(recipe(tmp_path / "log.csv", tmp_path / "out", min_user_events=3, split={"test_events": 2}))
     dataset = PreparedDataset.open(tmp_path / "out")
+    assert dataset.manifest["split"] == {
+        "kind": "last_out",
+        "test_events": 2,
+        "validation_start": None,
+        "test_start": None,
+    }
+    assert dataset.manifest["counts"]["users_with_test"] == 0  # three events are too few to hold out two and one
     assert not dataset.has_times
     assert dataset.manifest["time_range"] is None
     [(user, history)] = histories(dataset).items()
