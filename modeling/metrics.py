@@ -45,17 +45,25 @@ def target_ranks(
 def top_rows(scores_BV: Float[Tensor, "B V"], k: int) -> tuple[Int[Tensor, "B k"], Float[Tensor, "B k"]]:
     """Rows and scores of the k best items of each query, ties by row; row 0 where fewer may be shown."""
     k = min(k, scores_BV.shape[1])
-    threshold_B1 = scores_BV.topk(k, dim=1).values[:, -1:]
-    # topk leaves the order of ties open: take everything above the k-th score, then ties by row.
-    above_BV = scores_BV > threshold_B1
-    tied_BV = scores_BV == threshold_B1
-    room_B1 = k - above_BV.sum(1, keepdim=True)
-    kept_BV = above_BV | (tied_BV & (tied_BV.cumsum(1) <= room_B1))
-    rows_Bk = kept_BV.nonzero()[:, 1].view(-1, k)
+    scores_Bk, rows_Bk = scores_BV.topk(k, dim=1)
+    # topk leaves open which of equal scores it takes at the k-th place; few queries have such.
+    open_B = (scores_BV >= scores_Bk[:, -1:]).sum(1) > k
+    if open_B.any():
+        rows_Bk[open_B] = _first_rows(scores_BV[open_B], scores_Bk[open_B, -1:], k)
+    rows_Bk = rows_Bk.sort(dim=1).values
     scores_Bk = scores_BV.gather(1, rows_Bk)
     order_Bk = scores_Bk.argsort(dim=1, descending=True, stable=True)
     rows_Bk, scores_Bk = rows_Bk.gather(1, order_Bk), scores_Bk.gather(1, order_Bk)
     return torch.where(scores_Bk == float("-inf"), 0, rows_Bk), scores_Bk
+
+
+def _first_rows(scores_BV: Tensor, threshold_B1: Tensor, k: int) -> Tensor:
+    """Everything above the k-th score, and of what equals it the first rows, in order of rows."""
+    above_BV = scores_BV > threshold_B1
+    tied_BV = scores_BV == threshold_B1
+    room_B1 = k - above_BV.sum(1, keepdim=True)
+    kept_BV = above_BV | (tied_BV & (tied_BV.cumsum(1) <= room_B1))
+    return kept_BV.nonzero()[:, 1].view(-1, k)
 
 
 def ranking_metrics(
