@@ -21,29 +21,16 @@ import trainer.evaluate
 import trainer.train
 from benchmarks.report import parser, publish
 from cluster.recipe_files import read_recipe
+from cluster.suite import load_suite
 from data.errors import DatasetError, FarsightError
 
 METRICS = ("ndcg@10", "hr@10")
 
-# How each published file set becomes a log; paths are inside FARSIGHT_DATA.
+# How each published file set becomes a log: as the suites say; places are inside FARSIGHT_DATA.
 SOURCES: dict[str, dict[str, Any]] = {
-    "movielens-1m": {
-        "source": "ml-1m/ratings.parquet",
-        "columns": {"user_id": "user_id", "item_id": "movie_id", "weight": "rating", "order": "chrono_rank"},
-        "catalogue": "ml-1m/movies.dat",
-    },
-    "amazon-beauty": {
-        "source": "amazon-beauty/interactions.parquet",
-        "columns": {"user_id": "user", "item_id": "item", "order": "position"},
-        "catalogue": "amazon-beauty/items.parquet",
-        "catalogue_columns": {"item_id": "item", "categories": "attributes"},
-    },
-    "amazon-sports": {
-        "source": "amazon-sports/interactions.parquet",
-        "columns": {"user_id": "user", "item_id": "item", "order": "position"},
-        "catalogue": "amazon-sports/items.parquet",
-        "catalogue_columns": {"item_id": "item", "categories": "attributes"},
-    },
+    "movielens-1m": load_suite("movielens_1m").data["last-out"].source or {},
+    "amazon-beauty": load_suite("amazon").data["beauty"].source or {},
+    "amazon-sports": load_suite("amazon").data["sports"].source or {},
 }
 
 
@@ -111,7 +98,7 @@ def _make_log(dataset: str, log: Path, recipe: dict[str, Any]) -> None:
     source = dict(SOURCES[dataset])
     for name in ("source", "catalogue"):
         source[name] = str(Path(folder, source[name]))
-    data.importers.run("table", out=str(log), **source)
+    data.importers.run(out=str(log), **source)
 
 
 if __name__ == "__main__":

@@ -152,8 +152,8 @@ def _recipe(row: Row, settings: SuiteSettings, out: Path, overrides: Sequence[st
 
 def _settled(recipe: Recipe) -> Recipe:
     """A recipe without what may differ between two measurements of one row: where it runs and who watches."""
-    train = {name: value for name, value in recipe.get("train", {}).items() if name not in ("workers", "tracking")}
-    return {**recipe, "train": train}
+    places = ("dataset", "run_dir", "workers", "tracking")
+    return {**recipe, "train": {name: value for name, value in recipe.get("train", {}).items() if name not in places}}
 
 
 def _command(row: Row, suite: str, model: ModelSettings, overrides: Sequence[str]) -> str:
