@@ -204,20 +204,27 @@ def _cuts(settings: IngestSettings, num_events: int, plan: Plan) -> tuple[int, i
     """First seconds of validation and of test; None where each history is cut by itself.
 
     With shares, a cut is the time of the event of rank floor(n * (1 - share)) among the n good
-    rows in time order, duplicates counted; all events at that time go to the later part.
+    rows in time order, duplicates counted; all events at that time go to the later part. With days,
+    the test part ends with the newest event.
     """
     split = settings.split
     if split.validation_start is not None and split.test_start is not None:
         return split.validation_start, split.test_start
-    if split.validation_share is None or split.test_share is None:
+    if split.kind != "time":
         return None
     hours = pl.read_parquet(plan.spill / "hours-*.parquet").group_by("hour").agg(pl.col("events").sum()).sort("hour")
     starts, counts = hours["hour"].to_numpy().astype(np.int64), hours["events"].to_numpy().astype(np.int64)
 
-    def moment(share_after: float) -> int:
-        hour, rank = bin_of_rank(starts, counts, cut_rank(num_events, share_after))
+    def moment(rank: int) -> int:
+        hour, rank_in_hour = bin_of_rank(starts, counts, rank)
         parts = _mapped(times_in_bin, list(range(plan.num_buckets)), "finding cuts", hour=hour, plan=plan)
         seconds = sorted(int(second) for part in parts for second in part)
-        return seconds[rank]
+        return seconds[rank_in_hour]
 
-    return moment(split.validation_share + split.test_share), moment(split.test_share)
+    if split.test_days is not None and split.validation_days is not None:
+        test_start = moment(num_events - 1) + 1 - round(split.test_days * 86_400)
+        return test_start - round(split.validation_days * 86_400), test_start
+    assert split.validation_share is not None  # the settings see to one way to cut, and a whole one
+    assert split.test_share is not None
+    after_validation = split.validation_share + split.test_share
+    return moment(cut_rank(num_events, after_validation)), moment(cut_rank(num_events, split.test_share))

@@ -25,6 +25,8 @@ class SplitSettings(Settings):
     test_start: int | None = Field(None, description="first moment of test: seconds UTC or an ISO date")
     validation_share: float | None = Field(None, gt=0, lt=1, description="share of all events, just before the test's")
     test_share: float | None = Field(None, gt=0, lt=1, description="share of all events, the newest")
+    validation_days: float | None = Field(None, gt=0, description="days of validation, just before the test's")
+    test_days: float | None = Field(None, gt=0, description="days of test, up to the newest event")
 
     @field_validator("validation_start", "test_start", mode="before")
     @classmethod
@@ -35,21 +37,22 @@ class SplitSettings(Settings):
     def _one_way_to_cut(self) -> "SplitSettings":
         starts = (self.validation_start, self.test_start)
         shares = (self.validation_share, self.test_share)
+        days = (self.validation_days, self.test_days)
         if self.kind == "last_out":
-            if any(value is not None for value in starts + shares):
-                raise ValueError("kind last_out takes no starts and no shares; set kind: time")
+            if any(value is not None for value in starts + shares + days):
+                raise ValueError("kind last_out takes no starts, shares or days; set kind: time")
             return self
         if self.test_events != 1:
             raise ValueError("kind time takes no test_events; its test part ends with the log")
-        by_start = None not in starts and shares == (None, None)
-        by_share = None not in shares and starts == (None, None)
-        if not (by_start or by_share):
+        given = [pair for pair in (starts, shares, days) if pair != (None, None)]
+        if len(given) != 1 or None in given[0]:
             raise ValueError(
-                "kind time needs validation_start and test_start, or validation_share and test_share, and not a mixture"
+                "kind time needs validation_start and test_start, or validation_share and test_share, or "
+                "validation_days and test_days, and not a mixture"
             )
-        if by_start and (self.validation_start or 0) >= (self.test_start or 0):
+        if starts in given and (self.validation_start or 0) >= (self.test_start or 0):
             raise ValueError("validation_start must be before test_start")
-        if by_share and (self.validation_share or 0) + (self.test_share or 0) >= 1:
+        if shares in given and (self.validation_share or 0) + (self.test_share or 0) >= 1:
             raise ValueError("validation_share and test_share together must be less than 1")
         return self
 

@@ -174,6 +174,7 @@ def test_the_dataset_reads_through_its_own_interface(prepared: PreparedDataset) 
     [
         {"kind": "time", "validation_share": 0.2, "test_share": 0.1},
         {"kind": "time", "validation_start": 1_000_020_000, "test_start": 1_000_030_000},
+        {"kind": "time", "validation_days": 0.05, "test_days": 0.1},
     ],
 )
 def test_a_time_split_cuts_all_users_at_the_same_moments(
@@ -186,6 +187,9 @@ def test_a_time_split_cuts_all_users_at_the_same_moments(
     times = sorted(row["timestamp"] for row in random_events(0))
     if "test_share" in split:
         assert (cuts["validation_start"], cuts["test_start"]) == (times[630], times[810])
+    elif "test_days" in split:
+        assert cuts["test_start"] == times[-1] + 1 - 8640
+        assert cuts["validation_start"] == cuts["test_start"] - 4320
     else:
         assert (cuts["validation_start"], cuts["test_start"]) == (split["validation_start"], split["test_start"])
     for row in histories(dataset).values():

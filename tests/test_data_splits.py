@@ -61,7 +61,7 @@ def test_a_rank_is_not_moved_by_the_rounding_of_shares() -> None:
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ({"kind": "last_out", "test_share": 0.1}, "kind last_out takes no starts and no shares"),
+        ({"kind": "last_out", "test_share": 0.1}, "kind last_out takes no starts, shares or days"),
         (
             {"kind": "time", "test_events": 2, "test_share": 0.1, "validation_share": 0.1},
             "kind time takes no test_events",
@@ -69,6 +69,9 @@ def test_a_rank_is_not_moved_by_the_rounding_of_shares() -> None:
         ({"kind": "last_out", "test_events": 0}, "ingest.split.test_events: .*greater than or equal to 1"),
         ({"kind": "time"}, "kind time needs validation_start and test_start, or validation_share and test_share"),
         ({"kind": "time", "validation_start": 5, "test_share": 0.1}, "not a mixture"),
+        ({"kind": "time", "validation_days": 7}, "validation_days and test_days"),
+        ({"kind": "time", "validation_days": 7, "test_days": 7, "test_share": 0.1, "validation_share": 0.1}, "mixture"),
+        ({"kind": "last_out", "test_days": 7}, "takes no starts, shares or days"),
         ({"kind": "time", "validation_start": 5, "test_start": 5}, "validation_start must be before test_start"),
         ({"kind": "time", "validation_share": 0.5, "test_share": 0.5}, "together must be less than 1"),
         ({"kind": "time", "validation_start": "May", "test_start": 5}, "ingest.split.validation_start"),
