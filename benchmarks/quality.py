@@ -6,10 +6,8 @@ The public data sets are read from the folder that FARSIGHT_DATA names; `simulat
 several seeds the report holds every run, the mean and the deviation.
 """
 
-import os
 import shutil
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,9 @@ import data.ingest
 import data.simulate
 import trainer.evaluate
 import trainer.train
-from benchmarks.report import parser, publish
+from benchmarks.report import parser, publish, run
 from cluster.recipe_files import read_recipe
-from cluster.suite import load_suite
-from data.errors import DatasetError, FarsightError
+from cluster.suite import import_arguments, load_suite
 
 METRICS = ("ndcg@10", "hr@10")
 
@@ -92,18 +89,8 @@ def _make_log(dataset: str, log: Path, recipe: dict[str, Any]) -> None:
     if dataset == "simulator":
         data.simulate.run(recipe, str(log))
         return
-    folder = os.environ.get("FARSIGHT_DATA")
-    if not folder:
-        raise DatasetError(f"FARSIGHT_DATA is not set; set it to the folder that holds {dataset}'s published files")
-    source = dict(SOURCES[dataset])
-    for name in ("source", "catalogue"):
-        source[name] = str(Path(folder, source[name]))
-    data.importers.run(out=str(log), **source)
+    data.importers.run(out=str(log), **import_arguments(dataset, SOURCES[dataset]))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except FarsightError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run(main)

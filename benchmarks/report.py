@@ -4,11 +4,12 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster.provenance import commit, surroundings
+from data.errors import FarsightError
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -18,6 +19,15 @@ def parser(description: str) -> argparse.ArgumentParser:
     result.add_argument("--json", type=Path, metavar="FILE", help="also write the report to this file")
     result.set_defaults(commit=commit())
     return result
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a benchmark; an error of input ends it with one line and its exit code."""
+    try:
+        main()
+    except FarsightError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 def publish(name: str, figures: Mapping[str, Any], chosen: argparse.Namespace) -> None:

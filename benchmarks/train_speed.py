@@ -26,7 +26,7 @@ import polars as pl
 from benchmarks.peers.histories import Histories
 from benchmarks.peers.process import ROOT, Peer, peer_python
 from benchmarks.quality import SOURCES
-from benchmarks.report import parser, publish, spread
+from benchmarks.report import parser, publish, run, spread
 from benchmarks.time_to_quality import (
     Point,
     epoch_ratio,
@@ -37,8 +37,9 @@ from benchmarks.time_to_quality import (
     seconds_to,
     wall_ratio,
 )
+from cluster.suite import published_folder
 from data.dataset import PreparedDataset
-from data.errors import DatasetError, FarsightError, TrainingError
+from data.errors import TrainingError
 from data.ragged import list_column
 from trainer.telemetry import read_figures
 
@@ -186,11 +187,8 @@ def _tell(ours: Sequence[OurRun], rows: Sequence[dict[str, Any]]) -> None:
 
 def _prepare(chosen: Namespace) -> Histories:
     """Import and ingest the log, and lay its histories out for the peer."""
-    folder = os.environ.get("FARSIGHT_DATA")
-    if not folder:
-        raise DatasetError("FARSIGHT_DATA is not set; set it to the folder that holds MovieLens-1M's published files")
     given = SOURCES["movielens-1m"]
-    source = Path(folder, given["source"])
+    source = published_folder("MovieLens-1M") / given["source"]
     if chosen.users:
         events = pl.read_parquet(source)
         source = chosen.out / "source.parquet"
@@ -248,8 +246,4 @@ def _farsight(chosen: Namespace, *words: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except FarsightError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run(main)

@@ -12,7 +12,6 @@ suite goes on where it stopped, and rows may be measured in any order, by severa
 
 import json
 import logging
-import os
 import shlex
 import shutil
 import time
@@ -23,9 +22,9 @@ from typing import Any
 
 from cluster import floors
 from cluster.provenance import commit, surroundings
-from cluster.suite import DataSettings, ModelSettings, SuiteSettings, load_suite
+from cluster.suite import DataSettings, ModelSettings, SuiteSettings, import_arguments, load_suite
 from cluster.suite_report import write_report
-from data.errors import DatasetError, RecipeError
+from data.errors import RecipeError
 from data.settings import Recipe, apply_override, merged
 from data.storage import MANIFEST, write_json
 
@@ -117,18 +116,8 @@ def _prepare(name: str, settings: DataSettings, out: Path) -> None:
         if settings.simulate is not None:
             floors.start(floors.SIMULATE, recipe={"simulate": settings.simulate}, out=str(log))
         else:
-            floors.start(floors.IMPORT, out=str(log), **_source(name, settings.source or {}))
+            floors.start(floors.IMPORT, out=str(log), **import_arguments(name, settings.source or {}))
     floors.start(floors.INGEST, recipe={"ingest": {**settings.ingest, "log": str(log), "out": str(dataset)}})
-
-
-def _source(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    folder = os.environ.get("FARSIGHT_DATA")
-    if not folder:
-        raise DatasetError(f"FARSIGHT_DATA is not set; set it to the folder that holds the published files of {name}")
-    places: dict[str, Any] = {
-        key: str(Path(folder, arguments[key])) for key in ("source", "catalogue") if key in arguments
-    }
-    return {**arguments, **places}
 
 
 def _recipe(row: Row, settings: SuiteSettings, out: Path, overrides: Sequence[str]) -> Recipe:
@@ -182,6 +171,7 @@ def _measure(row: Row, settings: SuiteSettings, out: Path, overrides: Sequence[s
     trained = floors.start(floors.TRAIN, recipe=recipe) if baseline is None else {}
     baselines = [] if baseline is None else [{**baseline, **({"seed": row.seed} if row.seed else {})}]
     metrics, statements = {}, {}
+    path.unlink(missing_ok=True)  # before what it vouches for goes
     shutil.rmtree(folder / USERS, ignore_errors=True)
     for name, section in settings.protocols.items():
         report = floors.start(

@@ -1,11 +1,12 @@
 """What a benchmark suite is: data sets, models and seeds in one YAML file."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from data.errors import RecipeError
+from data.errors import DatasetError, RecipeError
 from data.settings import Settings, read_yaml
 
 FOLDER = Path(__file__).parent / "suites"
@@ -72,6 +73,29 @@ class SuiteSettings(Settings):
             if model not in self.models:
                 raise ValueError(f"compare names the row {model!r}; there are {', '.join(self.models)}")
         return self
+
+
+def published_folder(name: str) -> Path:
+    """The folder with the published files of a data set, which FARSIGHT_DATA names.
+
+    Raises:
+        DatasetError: FARSIGHT_DATA is not set.
+    """
+    folder = os.environ.get("FARSIGHT_DATA")
+    if not folder:
+        raise DatasetError(f"FARSIGHT_DATA is not set; set it to the folder that holds the published files of {name}")
+    return Path(folder)
+
+
+def import_arguments(name: str, source: Sections) -> Sections:
+    """A data set's `source` with its files in the folder that FARSIGHT_DATA names: arguments of `farsight import`.
+
+    Raises:
+        DatasetError: FARSIGHT_DATA is not set.
+    """
+    folder = published_folder(name)
+    files = [key for key in ("source", "catalogue") if key in source]
+    return source | {key: str(folder / source[key]) for key in files}
 
 
 def shipped_suites() -> dict[str, Path]:

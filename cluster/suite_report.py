@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def write_report(settings: SuiteSettings, suite: str, out: Path) -> dict[str, An
     out.mkdir(parents=True, exist_ok=True)
     summary: dict[str, Any] = {"suite": suite, "title": settings.title, "notes": settings.notes, "data": {}}
     for name, data in settings.data.items():
-        rows = {model: _measured(out / name / model) for model in settings.models}
+        rows = {model: _measured(out / name / model, settings.protocols) for model in settings.models}
         rows = {model: found for model, found in rows.items() if found}
         figures = {
             protocol: {model: summarise([run["metrics"][protocol] for run in runs]) for model, runs in rows.items()}
@@ -51,10 +51,10 @@ def write_report(settings: SuiteSettings, suite: str, out: Path) -> dict[str, An
     return {"report": str(out / "report.md"), "json": str(out / "report.json"), **summary}
 
 
-def _measured(folder: Path) -> list[Measured]:
-    """The rows measured for one model, by seed."""
+def _measured(folder: Path, protocols: Iterable[str]) -> list[Measured]:
+    """The rows measured for one model under all of these protocols, by seed."""
     rows = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("seed-*/row.json")]
-    return sorted(rows, key=lambda row: int(row["seed"]))
+    return sorted((row for row in rows if row["metrics"].keys() >= set(protocols)), key=lambda row: int(row["seed"]))
 
 
 def summarise(runs: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -90,7 +90,7 @@ def _compared(
 ) -> dict[str, Any]:
     """Whether one row is better than another, over the same users and over seeds."""
     protocol = next(iter(settings.protocols))
-    users = {model: _user_means(folder / model, protocol) for model in (first, second)}
+    users = {model: _user_means(folder / model, rows[model], protocol) for model in (first, second)}
     shared = sorted(users[first].keys() & users[second].keys())
     of_seeds = {model: [run["metrics"][protocol][METRIC] for run in rows[model]] for model in (first, second)}
     for model in (first, second):
@@ -106,14 +106,14 @@ def _compared(
     return {"first": first, "second": second, "metric": METRIC, "protocol": protocol, **found}
 
 
-def _user_means(folder: Path, protocol: str) -> dict[str, float]:
+def _user_means(folder: Path, runs: Sequence[Measured], protocol: str) -> dict[str, float]:
     """The metric of every user, averaged over the seeds of one model."""
     sums: dict[str, float] = {}
-    files = sorted(folder.glob(f"seed-*/users/{protocol}/*.parquet"))
-    for file in files:
+    for run in runs:
+        (file,) = (folder / f"seed-{run['seed']}" / "users" / protocol).glob("*.parquet")
         table = pq.read_table(file, columns=["user_id", METRIC])
         for user, value in zip(table["user_id"].to_pylist(), table[METRIC].to_pylist(), strict=True):
-            sums[user] = sums.get(user, 0.0) + value / len(files)
+            sums[user] = sums.get(user, 0.0) + value / len(runs)
     return sums
 
 

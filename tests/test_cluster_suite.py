@@ -134,6 +134,18 @@ def test_a_report_shows_means_published_figures_comparisons_and_what_was_not_mea
     assert json.loads((tmp_path / "report.json").read_text())["data"]["log"]["figures"]["test"]["a"]
 
 
+def test_a_run_that_was_interrupted_or_lacks_a_protocol_is_not_in_the_report(tmp_path: Path) -> None:
+    write_row(tmp_path, "a", 3, [0.2] * 5)
+    write_row(tmp_path, "a", 4, [0.4] * 5)
+    (tmp_path / "log" / "a" / "seed-4" / "row.json").unlink()
+    write_row(tmp_path, "popularity", 0, [0.1] * 5)
+    report = write_report(suite_of(compare=[["a", "popularity"]]), "small", tmp_path)
+    (comparison,) = report["data"]["log"]["comparisons"]
+    assert comparison["difference"] == pytest.approx(0.1)
+    newer = suite_of(protocols={"test": {}, "gap": {"gap_seconds": 5}})
+    assert write_report(newer, "small", tmp_path)["data"]["log"]["runs"] == {}
+
+
 def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
     write_report(suite_of(), "small", tmp_path)
     assert "Not measured yet." in (tmp_path / "report.md").read_text()
