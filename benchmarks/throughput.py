@@ -100,9 +100,11 @@ def random_batch(rows: int, length: int) -> Batch:
             items_E=items[:, :-1].flatten(),
             times_E=times[:, :-1].flatten(),
             actions_E=np.zeros(rows * length, np.int64),
+            requests_E=np.full(rows * length, -1, np.int64),
             offsets_B1=np.arange(rows + 1) * length,
             query_times_B=times[:, -1],
             next_items_B=items[:, -1],
+            next_requests_B=np.full(rows, -1, np.int64),
             users_B=np.arange(rows),
         )
     )

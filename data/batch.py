@@ -23,6 +23,8 @@ class Batch(TypedDict):
     times_BL: Int[Tensor, "B L"]  # seconds UTC of each event
     query_times_BL: Int[Tensor, "B L"]  # when the answer after each event is asked for
     actions_BL: Int[Tensor, "B L"]  # action codes; 0 = none
+    requests_BL: Int[Tensor, "B L"]  # which request of the history showed each event; -1 = not known
+    next_requests_BL: Int[Tensor, "B L"]  # the same of the event that follows each event
     targets_BL: Int[Tensor, "B L"]  # the item that follows each event; 0 = none or not known
     lengths_B: Int[Tensor, "B"]
     users_B: Int[Tensor, "B"]  # `user_key`, names the rows in error messages
@@ -45,11 +47,14 @@ def collate(histories: EncodedHistories, rows: npt.NDArray[np.int64] | None = No
 
     items_BL = padded(histories.items_E)
     times_BL = padded(histories.times_E)
+    requests_BL = padded(histories.requests_E)
     return Batch(
         items_BL=torch.from_numpy(items_BL),
         times_BL=torch.from_numpy(times_BL),
         query_times_BL=torch.from_numpy(_shifted(times_BL, histories.query_times_B[chosen], lengths_B)),
         actions_BL=torch.from_numpy(padded(histories.actions_E)),
+        requests_BL=torch.from_numpy(requests_BL),
+        next_requests_BL=torch.from_numpy(_shifted(requests_BL, histories.next_requests_B[chosen], lengths_B)),
         targets_BL=torch.from_numpy(_shifted(items_BL, histories.next_items_B[chosen], lengths_B)),
         lengths_B=torch.from_numpy(lengths_B),
         users_B=torch.from_numpy(histories.users_B[chosen]),

@@ -23,9 +23,11 @@ class EncodedHistories:
     items_E: IntArray  # item rows
     times_E: IntArray  # seconds UTC
     actions_E: IntArray  # action codes
+    requests_E: IntArray  # ordinal of each event's request in its history; -1 where not known
     offsets_B1: IntArray
     query_times_B: IntArray  # when the answer after the last event is asked for, seconds UTC
     next_items_B: IntArray  # the item that followed the last event; 0 where not known
+    next_requests_B: IntArray  # the request that showed it; -1 where not known
     users_B: IntArray  # `user_key` of the dataset; -1 where there is none
 
     @property
@@ -61,9 +63,11 @@ def encode_histories(
         items_E=_last_events(items, max_events),
         times_E=_last_events(times, max_events),
         actions_E=_last_events(actions, max_events),
+        requests_E=np.full(lengths_B.sum(), -1, np.int64),  # only training asks for them
         offsets_B1=np.concatenate([[0], np.cumsum(lengths_B)]).astype(np.int64),
         query_times_B=query_times_B,
         next_items_B=np.zeros(len(items), np.int64),
+        next_requests_B=np.full(len(items), -1, np.int64),
         users_B=users_B,
     )
 
@@ -76,11 +80,11 @@ def _last_events(rows: Sequence[npt.ArrayLike], max_events: int) -> IntArray:
 def encode_windows(windows: pa.Table) -> EncodedHistories:
     """Encode training windows: the last event of each is what the events before it predict.
 
-    `windows` comes from `data.windows.cut_windows`: list columns `items`, `times`, `actions` of at
-    least two events each, and `user_key`.
+    `windows` comes from `data.windows.cut_windows`: list columns `items`, `times`, `actions` and
+    `requests` of at least two events each, and `user_key`.
     """
     combined = windows.combine_chunks()
-    lists = {name: list_column(combined, name) for name in ("items", "times", "actions")}
+    lists = {name: list_column(combined, name) for name in ("items", "times", "actions", "requests")}
     flat = {name: column.values.to_numpy().astype(np.int64) for name, column in lists.items()}
     bounds_B1 = lists["items"].offsets.to_numpy().astype(np.int64)
     starts_B, stops_B = bounds_B1[:-1], bounds_B1[1:]
@@ -90,8 +94,10 @@ def encode_windows(windows: pa.Table) -> EncodedHistories:
         items_E=flat["items"][kept_E],
         times_E=flat["times"][kept_E],
         actions_E=flat["actions"][kept_E],
+        requests_E=flat["requests"][kept_E],
         offsets_B1=offsets_B1,
         query_times_B=flat["times"][stops_B - 1],
         next_items_B=flat["items"][stops_B - 1],
+        next_requests_B=flat["requests"][stops_B - 1],
         users_B=windows.column("user_key").to_numpy().astype(np.int64),
     )

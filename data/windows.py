@@ -10,7 +10,7 @@ import pyarrow as pa
 from data.ragged import joined_ranges, list_column
 
 WindowRule = Literal["last", "all"]
-WINDOW_COLUMNS = ("user_key", "items", "times", "actions")
+WINDOW_COLUMNS = ("user_key", "items", "times", "actions", "requests")
 
 
 def cut_windows(histories: pa.Table, *, max_events: int, rule: WindowRule) -> pa.Table:
@@ -25,7 +25,7 @@ def cut_windows(histories: pa.Table, *, max_events: int, rule: WindowRule) -> pa
         histories: rows of `data.schema.HISTORY_SCHEMA`.
 
     Returns:
-        Table with `user_key` and the list columns `items`, `times`, `actions`.
+        Table with `user_key` and the list columns `items`, `times`, `actions`, `requests`.
     """
     combined = histories.combine_chunks()
     offsets = list_column(combined, "items").offsets.to_numpy().astype(np.int64)
@@ -40,7 +40,7 @@ def cut_windows(histories: pa.Table, *, max_events: int, rule: WindowRule) -> pa
     start_W = np.maximum(stop_W - max_events - 1, offsets[row_W])
     taken_E, new_offsets = joined_ranges(start_W, stop_W - start_W)
     columns: dict[str, pa.Array] = {"user_key": combined.column("user_key").to_numpy()[row_W]}
-    for name in ("items", "times", "actions"):
+    for name in ("items", "times", "actions", "requests"):
         values = list_column(combined, name).values.take(pa.array(taken_E))
         columns[name] = pa.ListArray.from_arrays(pa.array(new_offsets, pa.int32()), values)
     return pa.table(columns)

@@ -31,7 +31,7 @@ from modeling.retriever import Retriever
 from modeling.settings import ModelSettings
 
 KIND = "artifact"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS = "model.safetensors"
 SETTINGS = "settings.json"
 

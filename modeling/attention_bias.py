@@ -1,18 +1,15 @@
 """What attention knows of the distance between two events: in events and in time."""
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from modeling.view import View
 
 # floor(ln(seconds) / 0.301), clipped at 128: the bucketing of HSTU's research code.
 LOG_BUCKET_WIDTH = 0.301
 NUM_TIME_BUCKETS = 129
 _INT32 = torch.iinfo(torch.int32)
-
-
-def causal_mask(length: int, device: torch.device) -> Bool[Tensor, "L L"]:
-    """True where an event (row) may look at another (column): itself and everything before it."""
-    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
 
 
 def time_buckets(query_times_BL: Int[Tensor, "B L"], times_BL: Int[Tensor, "B L"]) -> Int[Tensor, "B L L"]:
@@ -76,15 +73,16 @@ class RelativeBias(nn.Module):
         self.position_L = nn.Parameter(torch.empty(max_events).normal_(std=0.02)) if position else None
         self.time_K = nn.Parameter(torch.empty(NUM_TIME_BUCKETS).normal_(std=0.02)) if time else None
 
-    def forward(self, length: int, buckets_BLL: Int[Tensor, "B L L"] | None) -> Float[Tensor, "#B L L"] | None:
-        """Bias of each pair of events; None if neither part exists."""
+    def forward(self, length: int, view: View) -> Float[Tensor, "#B R L"] | None:
+        """Bias of each row for each of `length` events; None if neither part exists."""
         bias: Tensor | None = None
         if self.position_L is not None:
             steps_L = torch.arange(length, device=self.position_L.device)
-            distance_LL = (steps_L[:, None] - steps_L[None, :]).clamp(min=0).int()
-            bias = _lookup(self.position_L, distance_LL)[None]
+            places_BR = steps_L[None] if view.places is None else view.places
+            distance_BRL = (places_BR[:, :, None] - steps_L).clamp(0, len(self.position_L) - 1).int()
+            bias = _lookup(self.position_L, distance_BRL)
         if self.time_K is not None:
-            assert buckets_BLL is not None  # the encoder computes them whenever a block has a time bias
-            by_time_BLL = _lookup(self.time_K, buckets_BLL)
-            bias = by_time_BLL if bias is None else by_time_BLL + bias
+            assert view.buckets is not None  # the encoder computes them whenever a block has a time bias
+            by_time_BRL = _lookup(self.time_K, view.buckets)
+            bias = by_time_BRL if bias is None else by_time_BRL + bias
         return bias

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from modeling.encoder import Encoder
+from modeling.foresight import LinearHeads, Prediction
 from modeling.hstu import HstuBlock
 from modeling.negatives import NegativeSampler
 from modeling.retriever import Retriever
@@ -31,19 +32,23 @@ def build_retriever(
         num_actions: distinct actions of the dataset.
         train_counts: training events per item row; without it the retriever answers but cannot train.
     """
-    blocks = [_block(settings) for _ in range(settings.encoder.blocks)]
     encoder = Encoder(
-        blocks,
+        [_block(settings) for _ in range(settings.encoder.blocks - 1)],
         width=settings.width,
         max_events=settings.max_events,
         num_actions=num_actions if settings.use_actions else 0,
         dropout=settings.dropout,
-        needs_times=settings.needs_times,
     )
+    prediction = settings.prediction
+    linear = prediction.branch == "linear"
     return Retriever(
         num_rows=num_rows,
         width=settings.width,
         encoder=encoder,
+        branches=[_block(settings) for _ in range(1 if linear else prediction.heads)],
+        linear_heads=LinearHeads(settings.width, prediction.heads) if linear else None,
+        reads_times=settings.encoder.time_bias,
+        prediction=Prediction(prediction.heads, prediction.hidden, prediction.gap or 0, prediction.window_seconds),
         sampler=None if train_counts is None else _sampler(settings, torch.as_tensor(train_counts)),
         temperature=settings.temperature,
     )

@@ -4,49 +4,50 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from data.batch import Batch
-from modeling.attention_bias import causal_mask, time_buckets
 from modeling.dropout import Dropout
+from modeling.view import View
 
 
 class Block(Protocol):
-    """One encoder block. The mask is True where a row may look at a column."""
+    """One attention block.
+
+    Args of a call:
+        x_BLD: the L events that are looked at.
+        view: which of them each row sees, and how far they are.
+        rows_BRD: R rows that look; None if the events themselves do.
+        sink_BRD: one more thing to look at for each row, which that row alone sees, always.
+    """
 
     def __call__(
         self,
         x_BLD: Float[Tensor, "B L D"],
-        allowed_LL: Bool[Tensor, "L L"],
-        buckets_BLL: Int[Tensor, "B L L"] | None,
-    ) -> Float[Tensor, "B L D"]: ...
+        view: View,
+        rows_BRD: Float[Tensor, "B R D"] | None = None,
+        sink_BRD: Float[Tensor, "B R D"] | None = None,
+    ) -> Float[Tensor, "B R D"]: ...
 
 
 class Encoder(nn.Module):
     """Item vectors, positions and actions in; one hidden vector per event out.
 
-    Hidden vector i depends on events 0 to i and on the time of query i, never on what follows, so
-    padding on the right changes nothing.
+    Hidden vector i depends on the events that row i of the view sees (and on their own views), on
+    event i and on the time of query i. Without a mask of its own that is events 0 to i, never what
+    follows, so padding on the right changes nothing.
 
     Args:
-        blocks: modules that satisfy `Block`.
+        blocks: modules that satisfy `Block`; may be none.
         width: D.
         max_events: longest history.
         num_actions: 0 to leave actions out.
         dropout: share of the input dropped in training.
-        needs_times: whether any block has a time bias.
     """
 
     def __init__(
-        self,
-        blocks: Sequence[nn.Module],
-        *,
-        width: int,
-        max_events: int,
-        num_actions: int,
-        dropout: float,
-        needs_times: bool,
+        self, blocks: Sequence[nn.Module], *, width: int, max_events: int, num_actions: int, dropout: float
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
@@ -54,18 +55,20 @@ class Encoder(nn.Module):
         self.actions = nn.Embedding(num_actions + 1, width, padding_idx=0) if num_actions else None
         self.dropout = Dropout(dropout)
         self.scale = width**0.5
-        self.needs_times = needs_times
         nn.init.normal_(self.positions.weight, std=width**-0.5)
 
-    def forward(self, item_BLD: Float[Tensor, "B L D"], batch: Batch) -> Float[Tensor, "B L D"]:
+    def forward(self, item_BLD: Float[Tensor, "B L D"], batch: Batch, view: View) -> Float[Tensor, "B L D"]:
         """Encode the histories of a batch, given the embedding of each item in them."""
-        length = item_BLD.shape[1]
-        x_BLD: Tensor = item_BLD * self.scale + self.positions(torch.arange(length, device=item_BLD.device))
+        x_BLD = self.embed(item_BLD, batch)
+        for block in self.blocks:
+            x_BLD = block(x_BLD, view)
+        return x_BLD
+
+    def embed(self, item_BLD: Float[Tensor, "B L D"], batch: Batch) -> Float[Tensor, "B L D"]:
+        """The input of the first block."""
+        places_L = torch.arange(item_BLD.shape[1], device=item_BLD.device)
+        x_BLD: Tensor = item_BLD * self.scale + self.positions(places_L)
         if self.actions is not None:
             x_BLD = x_BLD + self.actions(batch["actions_BL"])
-        x_BLD = self.dropout(x_BLD)
-        allowed_LL = causal_mask(length, item_BLD.device)
-        buckets_BLL = time_buckets(batch["query_times_BL"], batch["times_BL"]) if self.needs_times else None
-        for block in self.blocks:
-            x_BLD = block(x_BLD, allowed_LL, buckets_BLL)
-        return x_BLD
+        dropped_BLD: Tensor = self.dropout(x_BLD)
+        return dropped_BLD

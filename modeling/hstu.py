@@ -5,12 +5,13 @@ code (norms without affine parameters, scores divided by the longest length, no 
 """
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from modeling.attention_bias import RelativeBias
 from modeling.dropout import Dropout
+from modeling.view import View
 
 
 class HstuBlock(nn.Module):
@@ -53,21 +54,36 @@ class HstuBlock(nn.Module):
     def forward(
         self,
         x_BLD: Float[Tensor, "B L D"],
-        allowed_LL: Bool[Tensor, "L L"],
-        buckets_BLL: Int[Tensor, "B L L"] | None,
-    ) -> Float[Tensor, "B L D"]:
-        """One block; `allowed_LL` is True where a row may look at a column."""
-        batch, length, _ = x_BLD.shape
-        projected = functional.silu(self.project_in(self.norm_input(x_BLD)))
-        gates, values, queries, keys = torch.split(projected, self.widths, dim=-1)
-        queries, keys, values = (
-            part.view(batch, length, self.heads, -1).transpose(1, 2) for part in (queries, keys, values)
-        )
-        scores_BHLL = queries @ keys.transpose(-1, -2)
-        bias = self.bias(length, buckets_BLL)
+        view: View,
+        rows_BRD: Float[Tensor, "B R D"] | None = None,
+        sink_BRD: Float[Tensor, "B R D"] | None = None,
+    ) -> Float[Tensor, "B R D"]:
+        """One block; the arguments are those of `modeling.encoder.Block`."""
+        gates, values, queries, keys = self._project(x_BLD)
+        if rows_BRD is None:
+            rows_BRD = x_BLD
+        else:
+            gates, _, queries, _ = self._project(rows_BRD)
+        queries, keys, values = (self._split(part) for part in (queries, keys, values))
+        scores_BHRL = queries @ keys.transpose(-1, -2)
+        bias = self.bias(x_BLD.shape[1], view)
         if bias is not None:
-            scores_BHLL += bias[:, None]
-        weights_BHLL = functional.silu(scores_BHLL) * (allowed_LL / self.max_events).to(scores_BHLL.dtype)
-        pooled_BLV = (weights_BHLL @ values).transpose(1, 2).reshape(batch, length, -1)
-        out_BLD: Tensor = self.project_out(self.dropout(gates * self.norm_pooled(pooled_BLV)))
-        return x_BLD + out_BLD
+            scores_BHRL += bias[:, None]
+        weights_BHRL = functional.silu(scores_BHRL) * (view.allowed[:, None] / self.max_events).to(scores_BHRL.dtype)
+        pooled_BHRV = weights_BHRL @ values
+        if sink_BRD is not None:
+            _, sink_value, _, sink_key = self._project(sink_BRD)
+            to_sink_BHR1 = (queries * self._split(sink_key)).sum(-1, keepdim=True)
+            pooled_BHRV = pooled_BHRV + functional.silu(to_sink_BHR1) / self.max_events * self._split(sink_value)
+        pooled_BRV = pooled_BHRV.transpose(1, 2).flatten(2)
+        out_BRD: Tensor = self.project_out(self.dropout(gates * self.norm_pooled(pooled_BRV)))
+        return rows_BRD + out_BRD
+
+    def _project(self, x_BND: Tensor) -> tuple[Tensor, ...]:
+        """Gates, values, queries, keys."""
+        return torch.split(functional.silu(self.project_in(self.norm_input(x_BND))), self.widths, dim=-1)
+
+    def _split(self, part_BND: Tensor) -> Tensor:
+        """From heads side by side to heads one after the other."""
+        batch, length, _ = part_BND.shape
+        return part_BND.view(batch, length, self.heads, -1).transpose(1, 2)

@@ -15,7 +15,7 @@ def sampled_softmax(
     target_ED: Float[Tensor, "E D"],
     negative_ND: Float[Tensor, "N D"],
     *,
-    target_rows_E: Int[Tensor, "E"],
+    positive_rows_EK: Int[Tensor, "E K"],
     negative_rows_N: Int[Tensor, "N"],
     target_log_q_E: Float[Tensor, "E"],
     negative_log_q_N: Float[Tensor, "N"],
@@ -23,15 +23,16 @@ def sampled_softmax(
 ) -> Float[Tensor, ""]:
     """Mean softmax loss of each target against N shared negatives, corrected for how they were drawn.
 
-    A candidate's logit is score / temperature - log q. A negative that is the target itself is left
-    out of that row. With every other item of the catalogue as a negative once, and constant q, this
-    is the full softmax loss.
+    A candidate's logit is score / temperature - log q. A negative that is one of the row's positives
+    (the target is one of them) is left out of that row. With every other item of the catalogue as a
+    negative once, and constant q, this is the full softmax loss.
 
     The E x N logits never stand in memory at once: they are computed chunk by chunk, each chunk's
     share of the gradient right behind it. On a CPU that takes half the time at 1,024 negatives.
 
     Args:
         query_ED, target_ED, negative_ND: L2-normalised vectors; E is at least 1.
+        positive_rows_EK: what follows each row: its target, and other items that are not negatives for it; 0 = none.
         target_log_q_E, negative_log_q_N: natural log of each item's probability in one draw.
 
     Source: Jean et al., ACL 2015 (sampled softmax); Yi et al., RecSys 2019 (log-q).
@@ -40,7 +41,7 @@ def sampled_softmax(
         query_ED,
         target_ED,
         negative_ND,
-        target_rows_E,
+        positive_rows_EK,
         negative_rows_N,
         target_log_q_E,
         negative_log_q_N,
@@ -58,7 +59,7 @@ class _SampledSoftmax(torch.autograd.Function):
         query_ED: Tensor,
         target_ED: Tensor,
         negative_ND: Tensor,
-        target_rows_E: Tensor,
+        positive_rows_EK: Tensor,
         negative_rows_N: Tensor,
         target_log_q_E: Tensor,
         negative_log_q_N: Tensor,
@@ -74,7 +75,8 @@ class _SampledSoftmax(torch.autograd.Function):
         for first in range(0, num_targets, rows):
             part = slice(first, first + rows)
             logits = torch.addmm(-negative_log_q_N, queries[part], negatives.T)
-            logits.masked_fill_(target_rows_E[part, None] == negative_rows_N, float("-inf"))
+            for positive_E in positive_rows_EK[part].T:
+                logits.masked_fill_(positive_E[:, None] == negative_rows_N, float("-inf"))
             largest = torch.maximum(logits.amax(1), target_logit_E[part])
             weights = logits.sub_(largest[:, None]).exp_()
             target_weight = (target_logit_E[part] - largest).exp_()

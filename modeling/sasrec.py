@@ -4,13 +4,14 @@ Source: Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018,
 later implementations with PyTorch's attention. The residual paths start after the norms, as there.
 """
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from modeling.attention_bias import RelativeBias
 from modeling.dropout import Dropout
 from modeling.softmax_attention import attend
+from modeling.view import View
 
 
 class SasrecBlock(nn.Module):
@@ -51,15 +52,17 @@ class SasrecBlock(nn.Module):
     def forward(
         self,
         x_BLD: Float[Tensor, "B L D"],
-        allowed_LL: Bool[Tensor, "L L"],
-        buckets_BLL: Int[Tensor, "B L L"] | None,
-    ) -> Float[Tensor, "B L D"]:
-        """One block; `allowed_LL` is True where a row may look at a column."""
-        normed_BLD = self.norm_attention(x_BLD)
+        view: View,
+        rows_BRD: Float[Tensor, "B R D"] | None = None,
+        sink_BRD: Float[Tensor, "B R D"] | None = None,
+    ) -> Float[Tensor, "B R D"]:
+        """One block; the arguments are those of `modeling.encoder.Block`."""
+        normed_BRD = self.norm_attention(x_BLD if rows_BRD is None else rows_BRD)
         keys, values = self.project_key_value(x_BLD).chunk(2, -1)
-        bias = self.bias(x_BLD.shape[1], buckets_BLL)
-        pooled_BLD = attend(self.project_query(normed_BLD), keys, values, self.heads, allowed_LL, bias)
-        y_BLD = self.norm_feedforward(normed_BLD + self.dropout(self.project_out(pooled_BLD)))
-        inner_BLD = self.dropout(functional.relu(self.feedforward_in(y_BLD)))
-        out_BLD: Tensor = y_BLD + self.dropout(self.feedforward_out(inner_BLD))
-        return out_BLD
+        sink = None if sink_BRD is None else self.project_key_value(sink_BRD).chunk(2, -1)
+        bias = self.bias(x_BLD.shape[1], view)
+        pooled_BRD = attend(self.project_query(normed_BRD), keys, values, self.heads, view.allowed, bias, sink)
+        y_BRD = self.norm_feedforward(normed_BRD + self.dropout(self.project_out(pooled_BRD)))
+        inner_BRD = self.dropout(functional.relu(self.feedforward_in(y_BRD)))
+        out_BRD: Tensor = y_BRD + self.dropout(self.feedforward_out(inner_BRD))
+        return out_BRD

@@ -70,6 +70,40 @@ EncoderSettings = Annotated[HstuSettings | TransformerSettings | SasrecSettings,
 NegativesSettings = Annotated[UniformNegatives | InBatchNegatives | MixedNegatives, Field(discriminator="kind")]
 
 
+class PredictionSettings(Settings):
+    """What each position learns to predict: next-item prediction by default.
+
+    Time-aware multi-item prediction (TAMIP) of Climber-Pilot is `heads: 2` with `hidden: faithful`
+    or `hidden: strict`.
+    """
+
+    heads: int = Field(1, ge=1, description="items ahead that are predicted, one head each; the first answers requests")
+    branch: Literal["block", "linear"] = Field(
+        "block",
+        description="what a head has of its own: the last block, or (but for the first) a linear map behind it",
+    )
+    hidden: Literal["nothing", "faithful", "strict"] = Field(
+        "nothing",
+        description="what a prediction does not see. nothing: all of the history is visible; faithful: attention to "
+        "events later than the gap before the target is masked, as published; strict: targets are predicted from the "
+        "last event before the gap",
+    )
+    gap: Annotated[int, Field(ge=0)] | Literal["request"] | None = Field(
+        None,
+        description="seconds before the target that are hidden; request: the events of the target's request; None: "
+        "estimated from the log when training begins",
+    )
+    window_seconds: int | None = Field(
+        None, ge=1, description="draw each target from the events within this many seconds (dense all-action); one head"
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "PredictionSettings":
+        if self.window_seconds is not None and self.heads > 1:
+            raise ValueError(f"window_seconds draws one target and {self.heads} heads predict several; set one of them")
+        return self
+
+
 class ModelSettings(Settings):
     """Shape and loss of the retriever."""
 
@@ -77,7 +111,8 @@ class ModelSettings(Settings):
     max_events: int = Field(200, ge=1, description="events of a history that the model sees (L)")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of activations dropped in training")
     use_actions: bool = Field(False, description="add an embedding of each event's action to the input")
-    encoder: EncoderSettings = Field(HstuSettings(), description="the blocks")
+    encoder: EncoderSettings = Field(HstuSettings(), description="the blocks; the last of them is that of a head")
+    prediction: PredictionSettings = Field(PredictionSettings(), description="what each position predicts")
     negatives: NegativesSettings = Field(UniformNegatives(), description="what a target is told from")
     temperature: float = Field(0.05, gt=0, description="divides the cosine scores in the loss")
 
@@ -89,5 +124,6 @@ class ModelSettings(Settings):
 
     @property
     def needs_times(self) -> bool:
-        """Whether the model reads the events' times."""
-        return self.encoder.time_bias
+        """Whether training needs the times of the events."""
+        by_time = self.prediction.hidden != "nothing" and self.prediction.gap != "request"
+        return self.encoder.time_bias or by_time or self.prediction.window_seconds is not None

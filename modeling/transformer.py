@@ -1,13 +1,14 @@
 """A pre-norm causal Transformer block: RMSNorm, softmax attention, gated feed-forward layer, gated residuals."""
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from modeling.attention_bias import RelativeBias
 from modeling.dropout import Dropout
 from modeling.softmax_attention import attend
+from modeling.view import View
 
 
 class TransformerBlock(nn.Module):
@@ -49,18 +50,29 @@ class TransformerBlock(nn.Module):
     def forward(
         self,
         x_BLD: Float[Tensor, "B L D"],
-        allowed_LL: Bool[Tensor, "L L"],
-        buckets_BLL: Int[Tensor, "B L L"] | None,
-    ) -> Float[Tensor, "B L D"]:
-        """One block; `allowed_LL` is True where a row may look at a column."""
-        queries, keys, values = self.project_qkv(self.norm_attention(x_BLD)).chunk(3, -1)
-        bias = self.bias(x_BLD.shape[1], buckets_BLL)
-        pooled_BLD = self.project_out(attend(queries, keys, values, self.heads, allowed_LL, bias))
-        x_BLD = x_BLD + _gated(self.dropout(pooled_BLD), x_BLD, self.gate_attention)
-        gate, value = self.feedforward_in(self.norm_feedforward(x_BLD)).chunk(2, -1)
-        out_BLD = self.feedforward_out(self.dropout(functional.silu(gate) * value))
-        return x_BLD + _gated(self.dropout(out_BLD), x_BLD, self.gate_feedforward)
+        view: View,
+        rows_BRD: Float[Tensor, "B R D"] | None = None,
+        sink_BRD: Float[Tensor, "B R D"] | None = None,
+    ) -> Float[Tensor, "B R D"]:
+        """One block; the arguments are those of `modeling.encoder.Block`."""
+        queries, keys, values = self._project(x_BLD)
+        if rows_BRD is None:
+            rows_BRD = x_BLD
+        else:
+            queries, _, _ = self._project(rows_BRD)
+        sink = None if sink_BRD is None else self._project(sink_BRD)[1:]
+        bias = self.bias(x_BLD.shape[1], view)
+        pooled_BRD = self.project_out(attend(queries, keys, values, self.heads, view.allowed, bias, sink))
+        y_BRD = rows_BRD + _gated(self.dropout(pooled_BRD), rows_BRD, self.gate_attention)
+        gate, value = self.feedforward_in(self.norm_feedforward(y_BRD)).chunk(2, -1)
+        out_BRD = self.feedforward_out(self.dropout(functional.silu(gate) * value))
+        return y_BRD + _gated(self.dropout(out_BRD), y_BRD, self.gate_feedforward)
+
+    def _project(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys, values."""
+        queries, keys, values = self.project_qkv(self.norm_attention(x_BND)).chunk(3, -1)
+        return queries, keys, values
 
 
-def _gated(added_BLD: Tensor, x_BLD: Tensor, gate: nn.Linear | None) -> Tensor:
-    return added_BLD if gate is None else added_BLD * torch.sigmoid(gate(x_BLD))
+def _gated(added_BRD: Tensor, x_BRD: Tensor, gate: nn.Linear | None) -> Tensor:
+    return added_BRD if gate is None else added_BRD * torch.sigmoid(gate(x_BRD))

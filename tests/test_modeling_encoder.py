@@ -3,18 +3,21 @@
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from data.batch import Batch, collate
 from data.encode import encode_histories
-from modeling.attention_bias import NUM_TIME_BUCKETS, RelativeBias, causal_mask, time_buckets
+from modeling.attention_bias import NUM_TIME_BUCKETS, RelativeBias, time_buckets
 from modeling.build import build_retriever
+from modeling.foresight import Prediction, foresee
 from modeling.hstu import HstuBlock
 from modeling.retriever import Retriever
 from modeling.sasrec import SasrecBlock
 from modeling.settings import HstuSettings, ModelSettings, SasrecSettings, TransformerSettings
 from modeling.softmax_attention import attend
 from modeling.transformer import TransformerBlock
+from modeling.view import View, causal
 
 ENCODERS = [
     HstuSettings(blocks=2, heads=2, query_width=4, value_width=3),
@@ -46,6 +49,11 @@ def histories(lengths: list[int], *, seed: int = 0) -> Batch:
     return collate(encode_histories(items, times, actions, [2 * 10**9] * len(lengths), max_events=6))
 
 
+def hidden_vectors(model: Retriever, batch: Batch) -> Tensor:
+    [hidden_BLD] = model.hidden_vectors(batch, foresee(batch, Prediction()))
+    return hidden_BLD
+
+
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_a_history_gets_the_same_query_vector_alone_and_beside_longer_ones(encoder: HstuSettings) -> None:
     model = retriever(encoder)
@@ -69,7 +77,7 @@ def test_later_events_do_not_change_earlier_hidden_vectors(encoder: HstuSettings
     changed["actions_BL"][0, 4:] = 1
     changed["times_BL"][0, 4:] += 5000
     changed["query_times_BL"][0, 4:] += 9000
-    before, after = model._encode(batch), model._encode(changed)
+    before, after = hidden_vectors(model, batch), hidden_vectors(model, changed)
     torch.testing.assert_close(before[:, :4], after[:, :4], atol=0, rtol=0)
     assert not torch.allclose(before[:, 4:], after[:, 4:])
 
@@ -107,7 +115,7 @@ def test_hstu_attention_equals_a_pair_by_pair_oracle() -> None:
     for parameter in block.parameters():
         parameter.data.normal_()
     x_BLD = torch.randn(2, 6, 8)
-    found = block(x_BLD, causal_mask(6, x_BLD.device), None)
+    found = block(x_BLD, View(causal(6, x_BLD.device), None))
     projected = functional.silu(block.project_in(functional.layer_norm(x_BLD, (8,))))
     gates, values, queries, keys = torch.split(projected, block.widths, dim=-1)
     position_L = block.bias.position_L
@@ -132,12 +140,12 @@ def test_attention_equals_masked_softmax() -> None:
     torch.manual_seed(0)
     queries_BLD, keys_BLD, values_BLD = torch.randn(3, 2, 6, 8).unbind()
     bias_BLL = torch.randn(2, 6, 6)
-    allowed_LL = causal_mask(6, bias_BLL.device)
-    found = attend(queries_BLD, keys_BLD, values_BLD, 2, allowed_LL, bias_BLL)
+    allowed = causal(6, bias_BLL.device)
+    found = attend(queries_BLD, keys_BLD, values_BLD, 2, allowed, bias_BLL)
     for row in range(2):
         for head in (slice(0, 4), slice(4, 8)):
             scores_LL = queries_BLD[row, :, head] @ keys_BLD[row, :, head].T / 2 + bias_BLL[row]
-            weights_LL = scores_LL.masked_fill(~allowed_LL, float("-inf")).softmax(-1)
+            weights_LL = scores_LL.masked_fill(~allowed[0], float("-inf")).softmax(-1)
             torch.testing.assert_close(found[row, :, head], weights_LL @ values_BLD[row, :, head])
 
 
@@ -160,31 +168,31 @@ def test_a_transformer_block_adds_both_halves_through_its_gates(gated: bool) -> 
         time_bias=True,
     )
     with_random_weights(block)
-    x, allowed_LL = torch.randn(2, 6, 8), torch.ones(6, 6).tril().bool()
+    x, allowed = torch.randn(2, 6, 8), causal(6, torch.device("cpu"))
     buckets_BLL = torch.randint(NUM_TIME_BUCKETS, (2, 6, 6)).int()
     normed = functional.rms_norm(x, (8,), block.norm_attention.weight)
-    bias_BLL = block.bias(6, buckets_BLL)
-    pooled = attend(*block.project_qkv(normed).chunk(3, -1), 2, allowed_LL, bias_BLL)
+    bias_BLL = block.bias(6, View(allowed, buckets_BLL))
+    pooled = attend(*block.project_qkv(normed).chunk(3, -1), 2, allowed, bias_BLL)
     first_gate = torch.sigmoid(block.gate_attention(x)) if block.gate_attention else 1
     y = x + first_gate * block.project_out(pooled)
     gate, value = block.feedforward_in(functional.rms_norm(y, (8,), block.norm_feedforward.weight)).chunk(2, -1)
     second_gate = torch.sigmoid(block.gate_feedforward(y)) if block.gate_feedforward else 1
     expected = y + second_gate * block.feedforward_out(functional.silu(gate) * value)
-    torch.testing.assert_close(block(x, allowed_LL, buckets_BLL), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(block(x, View(allowed, buckets_BLL)), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_sasrec_block_normalises_queries_alone_and_starts_its_residuals_after_the_norms() -> None:
     torch.manual_seed(0)
     block = SasrecBlock(8, heads=2, max_events=7, dropout=0.0, position_bias=False, time_bias=False)
     with_random_weights(block)
-    x, allowed_LL = torch.randn(2, 6, 8), torch.ones(6, 6).tril().bool()
+    x, allowed = torch.randn(2, 6, 8), causal(6, torch.device("cpu"))
     normed = functional.layer_norm(x, (8,), block.norm_attention.weight, block.norm_attention.bias)
     keys, values = block.project_key_value(x).chunk(2, -1)
-    pooled = attend(block.project_query(normed), keys, values, 2, allowed_LL, None)
+    pooled = attend(block.project_query(normed), keys, values, 2, allowed, None)
     norm = block.norm_feedforward
     y = functional.layer_norm(normed + block.project_out(pooled), (8,), norm.weight, norm.bias)
     expected = y + block.feedforward_out(functional.relu(block.feedforward_in(y)))
-    torch.testing.assert_close(block(x, allowed_LL, None), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(block(x, View(allowed, None)), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_time_buckets_follow_the_published_formula_also_across_sixty_years() -> None:
@@ -202,7 +210,7 @@ def test_the_gradient_of_the_bias_equals_that_of_plain_indexing() -> None:
     bias = RelativeBias(6, position=True, time=True)
     buckets = torch.randint(NUM_TIME_BUCKETS, (3, 5, 5)).int()
     weight = torch.randn(3, 5, 5)
-    found = bias(5, buckets)
+    found = bias(5, View(causal(5, buckets.device), buckets))
     assert found is not None
     (found * weight).sum().backward()
     assert bias.position_L is not None
@@ -223,3 +231,50 @@ def test_bf16_runs_forward_and_backward() -> None:
     loss = model(batch, torch.Generator().manual_seed(0))["loss"]
     loss.backward()
     assert torch.isfinite(loss)
+
+
+def test_attention_with_a_sink_equals_attention_with_one_more_column_for_each_row() -> None:
+    torch.manual_seed(0)
+    queries_BRD, sink_key_BRD, sink_value_BRD = torch.randn(3, 2, 3, 8).unbind()
+    keys_BLD, values_BLD = torch.randn(2, 2, 6, 8).unbind()
+    bias_BRL = torch.randn(2, 3, 6)
+    allowed_BRL = torch.rand(2, 3, 6) < 0.5
+    allowed_BRL[0, 0] = False  # a row that sees nothing but its sink
+    found = attend(queries_BRD, keys_BLD, values_BLD, 2, allowed_BRL, bias_BRL, (sink_key_BRD, sink_value_BRD))
+    torch.testing.assert_close(found[0, 0], sink_value_BRD[0, 0])
+    for row in range(3):  # its sink as an ordinary column
+        expected = attend(
+            queries_BRD[:, row, None],
+            torch.cat([keys_BLD, sink_key_BRD[:, row, None]], 1),
+            torch.cat([values_BLD, sink_value_BRD[:, row, None]], 1),
+            2,
+            functional.pad(allowed_BRL[:, row, None], (0, 1), value=True),
+            functional.pad(bias_BRL[:, row, None], (0, 1)),
+        )
+        torch.testing.assert_close(found[:, row, None], expected)
+
+
+@pytest.mark.parametrize("encoder", [encoder for encoder in ENCODERS if encoder.blocks == 2])
+def test_rows_that_look_alone_equal_the_rows_of_all_events(encoder: HstuSettings) -> None:
+    block = retriever(encoder).branches[0]
+    x_BLD, places_BR = torch.randn(2, 6, 8), torch.tensor([[5, 1], [3, 3]])
+    buckets_BLL = torch.randint(NUM_TIME_BUCKETS, (2, 6, 6)).int() if encoder.time_bias else None
+    view = View(causal(6, x_BLD.device), buckets_BLL)
+    rows_BRD = x_BLD[torch.arange(2)[:, None], places_BR]
+    found = block(x_BLD, view.at(places_BR), rows_BRD)
+    torch.testing.assert_close(found, block(x_BLD, view)[torch.arange(2)[:, None], places_BR], atol=1e-5, rtol=1e-5)
+
+
+def test_the_sink_of_an_hstu_row_counts_as_one_more_event() -> None:
+    torch.manual_seed(0)
+    block = HstuBlock(
+        8, heads=2, query_width=3, value_width=5, max_events=7, dropout=0.0, position_bias=False, time_bias=False
+    )
+    for parameter in block.parameters():
+        parameter.data.normal_()
+    x_BLD, rows_BRD, sink_BRD = torch.randn(2, 6, 8), torch.randn(2, 1, 8), torch.randn(2, 1, 8)
+    allowed = torch.tensor([[[True, False, True, True, False, True]]])
+    found = block(x_BLD, View(allowed, None), rows_BRD, sink_BRD)
+    longer = View(functional.pad(allowed, (0, 1), value=True), None)
+    expected = block(torch.cat([x_BLD, sink_BRD], 1), longer, rows_BRD)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -21,7 +21,7 @@ def test_with_the_whole_catalogue_as_negatives_the_loss_is_full_softmax() -> Non
         query_ED,
         catalogue_VD[targets_E],
         catalogue_VD[everything],
-        target_rows_E=targets_E,
+        positive_rows_EK=targets_E[:, None],
         negative_rows_N=everything,
         target_log_q_E=torch.full((50,), -3.0),
         negative_log_q_N=torch.full((19,), -3.0),
@@ -43,7 +43,7 @@ def test_loss_and_gradients_equal_those_of_the_plain_formula_in_chunks_of_any_si
     log_q_V = torch.randn(20, generator=draw)
     found = sampled_softmax(
         *vectors,
-        target_rows_E=targets_E,
+        positive_rows_EK=targets_E[:, None],
         negative_rows_N=negatives_N,
         target_log_q_E=log_q_V[targets_E],
         negative_log_q_N=log_q_V[negatives_N],
@@ -63,7 +63,7 @@ def test_loss_and_gradients_equal_those_of_the_plain_formula_in_chunks_of_any_si
 
 def test_bf16_vectors_get_bf16_gradients_of_a_float32_loss() -> None:
     vectors = [unit_vectors(rows, 8, seed=rows).bfloat16().requires_grad_() for rows in (6, 6, 5)]
-    rows = {"target_rows_E": torch.full((6,), 3), "negative_rows_N": torch.arange(4, 9)}
+    rows = {"positive_rows_EK": torch.full((6, 1), 3), "negative_rows_N": torch.arange(4, 9)}
     log_q = {"target_log_q_E": torch.zeros(6), "negative_log_q_N": torch.zeros(5)}
     loss = sampled_softmax(*vectors, **rows, **log_q, temperature=0.05)
     assert loss.dtype == torch.float32
@@ -76,7 +76,7 @@ def test_a_negative_that_is_the_target_is_left_out() -> None:
         query_ED,
         item_ED,
         item_ED.repeat(3, 1),
-        target_rows_E=torch.tensor([5]),
+        positive_rows_EK=torch.tensor([[5]]),
         negative_rows_N=torch.tensor([5, 5, 5]),
         target_log_q_E=torch.zeros(1),
         negative_log_q_N=torch.zeros(3),
@@ -145,7 +145,7 @@ def _query_gradient_sampled(
         query_ED,
         catalogue_VD[targets_E],
         catalogue_VD[negatives_N],
-        target_rows_E=targets_E,
+        positive_rows_EK=targets_E[:, None],
         negative_rows_N=negatives_N,
         # The scale of the sum: N draws stand for the catalogue once each.
         target_log_q_E=torch.zeros(len(targets_E)) + 40,

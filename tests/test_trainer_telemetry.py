@@ -16,15 +16,15 @@ QUIET = TrackingSettings(wandb="disabled")
 def test_rates_come_from_two_clock_readings() -> None:
     readings = iter([100.0, 104.0, 105.0])
     window = StepWindow(clock=lambda: next(readings))
-    window.add(loss=2.0, num_targets=30, num_events=40, num_padded=50, waited_seconds=0.5)
-    window.add(loss=5.0, num_targets=10, num_events=20, num_padded=25, waited_seconds=0.5)
+    window.add(head_losses=[2.0], num_targets=30, num_events=40, num_padded=50, waited_seconds=0.5)
+    window.add(head_losses=[5.0], num_targets=10, num_events=20, num_padded=25, waited_seconds=0.5)
     figures = window.figures(world=2)
     assert figures["events_per_second"] == 60 * 2 / 4
     assert figures["seconds_per_batch"] == 2
     assert figures["loss"] == pytest.approx((2.0 * 30 + 5.0 * 10) / 40)
     assert figures["padding_share"] == pytest.approx(1 - 60 / 75)
     assert figures["waiting_share"] == 0.25
-    window.add(loss=1.0, num_targets=1, num_events=7, num_padded=7, waited_seconds=0.0)
+    window.add(head_losses=[1.0], num_targets=1, num_events=7, num_padded=7, waited_seconds=0.0)
     assert window.figures(world=1)["events_per_second"] == 7  # the window began afresh
 
 

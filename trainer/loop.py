@@ -131,7 +131,7 @@ def train_epoch(worker: Worker) -> None:
             worker.engine, batch, generator=worker.generator, ranks=worker.ranks, where=where, measure_norm=due
         )
         window.add(
-            loss=figures["loss"],
+            head_losses=figures["head_losses"],
             num_targets=figures["num_targets"],
             num_events=int(batch["lengths_B"].sum()),
             num_padded=batch["items_BL"].numel(),

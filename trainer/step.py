@@ -15,6 +15,7 @@ class StepFigures(TypedDict):
     """What one step reports; plain numbers."""
 
     loss: float  # of this rank
+    head_losses: list[float]  # of this rank, one per item predicted ahead; their sum is the loss
     num_targets: int  # of this rank
     gradient_norm: float | None  # over all ranks, before clipping; None if not measured
 
@@ -45,4 +46,9 @@ def train_step(
     engine.backward(losses["loss"])
     norm = gradient_norm(engine) if measure_norm else None
     engine.step()
-    return StepFigures(loss=loss, num_targets=int(losses["num_targets"]), gradient_norm=norm)
+    return StepFigures(
+        loss=loss,
+        head_losses=losses["head_losses_K"].tolist(),
+        num_targets=int(losses["num_targets"]),
+        gradient_norm=norm,
+    )

@@ -88,16 +88,19 @@ class StepWindow:
 
     def _begin(self, now: float) -> None:
         self._began = now
-        self._loss = 0.0
+        self._losses: list[float] = []
         self._steps = 0
         self._targets = 0
         self._events = 0
         self._padded_events = 0
         self._waited = 0.0
 
-    def add(self, *, loss: float, num_targets: int, num_events: int, num_padded: int, waited_seconds: float) -> None:
+    def add(
+        self, *, head_losses: list[float], num_targets: int, num_events: int, num_padded: int, waited_seconds: float
+    ) -> None:
         """Count one batch: `num_padded` computed positions of which `num_events` hold an event."""
-        self._loss += loss * num_targets
+        sums = self._losses or [0.0] * len(head_losses)
+        self._losses = [total + loss * num_targets for total, loss in zip(sums, head_losses, strict=True)]
         self._steps += 1
         self._targets += num_targets
         self._events += num_events
@@ -108,8 +111,11 @@ class StepWindow:
         """Rates over the window, for all `world` workers together, and a fresh window."""
         now = self._clock()
         seconds = max(1e-9, now - self._began)
+        losses = [total / max(1, self._targets) for total in self._losses]
+        by_head = {f"loss_head_{head}": loss for head, loss in enumerate(losses, start=1)}
         result = {
-            "loss": self._loss / max(1, self._targets),
+            "loss": sum(losses),
+            **(by_head if len(losses) > 1 else {}),
             "events_per_second": self._events * world / seconds,
             "seconds_per_batch": seconds / max(1, self._steps),
             "padding_share": 1 - self._events / max(1, self._padded_events),

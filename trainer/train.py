@@ -23,6 +23,7 @@ from modeling.settings import ModelSettings
 from trainer.checkpoints import METRIC, checkpoint_weights
 from trainer.curves import FILE_NAME as CURVE
 from trainer.curves import draw_curve
+from trainer.gaps import with_gap
 from trainer.loop import train_worker
 from trainer.progress import progress_bar
 from trainer.settings import EvaluateSettings, TrainSettings, WorkerSettings
@@ -55,8 +56,8 @@ def run(recipe: Recipe) -> dict[str, Any]:
     dataset = PreparedDataset.open(train.dataset)
     if model.needs_times and not dataset.has_times:
         raise DatasetError(
-            f"{train.dataset}: its log had no times, and model.encoder.time_bias needs them; "
-            "set model.encoder.time_bias=false or ingest a log with times"
+            f"{train.dataset}: its log had no times, and the model needs them; set model.encoder.time_bias=false and "
+            "keep model.prediction from gaps and windows in seconds, or ingest a log with times"
         )
     if not dataset.manifest["counts"]["users_with_validation"]:
         raise DatasetError(
@@ -64,6 +65,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
             "events per user, or with another ingest.split"
         )
     run_dir = Path(train.run_dir).resolve()
+    model = with_gap(model, dataset, run_dir)
     config = {
         "train": {
             **train.model_dump(mode="json"),
