@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from data.errors import LogError
 from data.log_files import TextFormat, list_files, open_text, resolve
-from data.schema import TRAIN_EVENTS
+from data.schema import FIRST_SEEN, TRAIN_EVENTS
 from data.vocabulary import Vocabulary
 
 NO_CATEGORY = "(no genres listed)"  # how MovieLens writes an empty list
@@ -73,7 +73,7 @@ def named_catalogue(table: pa.Table, location: str, form: CatalogueFormat) -> pa
         columns["title"] = table.column(sources["title"]).cast(pa.string())
     taken = {source for name, source in sources.items() if name in columns}
     for name in table.column_names:
-        if name not in taken and name not in columns and name != TRAIN_EVENTS:
+        if name not in taken and name not in columns and name not in (TRAIN_EVENTS, FIRST_SEEN):
             columns[name] = table.column(name)
     return pa.table(columns)
 
@@ -168,13 +168,13 @@ def _json_table(location: str, form: CatalogueFormat) -> pa.Table:
     return pa.table(columns)
 
 
-def aligned_catalogue(catalogue: pa.Table | None, vocabulary: Vocabulary, train_events: pl.Series) -> pa.Table:
-    """The catalogue in vocabulary order, with `train_events`; items it lacks get no categories."""
+def aligned_catalogue(catalogue: pa.Table | None, vocabulary: Vocabulary, facts: pl.DataFrame) -> pa.Table:
+    """The catalogue in vocabulary order, with the columns of `facts`; items it lacks get no categories."""
     rows = pl.DataFrame({"item_id": pl.Series(vocabulary.item_ids, dtype=pl.String)})
     if catalogue is None:
         catalogue = pa.table({"item_id": pa.array([], pa.string()), "categories": pa.array([], _CATEGORIES)})
     joined = rows.join(pl.DataFrame(catalogue), on="item_id", how="left", maintain_order="left")
-    joined = joined.with_columns(pl.col("categories").fill_null([]), train_events.alias(TRAIN_EVENTS))
+    joined = joined.with_columns(pl.col("categories").fill_null([]), *facts.get_columns())
     table = joined.to_arrow()
     for name, kind in (("item_id", pa.string()), ("categories", _CATEGORIES), ("title", pa.string())):
         if name in table.column_names:

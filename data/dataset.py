@@ -2,7 +2,7 @@
 
 DIR/manifest.json                counts, split, actions, hashes, settings
 DIR/vocabulary.parquet           item ids in row order
-DIR/catalogue.parquet            one row per item in the same order, with `train_events`
+DIR/catalogue.parquet            one row per item in the same order, with `train_events` and `first_seen`
 DIR/histories/part-00000.parquet one row per user (`data.schema.HISTORY_SCHEMA`)
 DIR/quarantine/part-*.parquet    rows that were refused, each with a reason
 """

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from data.ingest_settings import SortRule
 from data.log_time import NANOSECONDS
-from data.schema import HISTORY_SCHEMA
+from data.schema import FIRST_SEEN, HISTORY_SCHEMA, TRAIN_EVENTS
 from data.splits import IntArray, by_time, last_out
 
 _NOT_COMPARED = "position"
@@ -31,8 +31,7 @@ class BuiltHistories:
     """Histories of one shard, and what became of its events."""
 
     table: pa.Table  # HISTORY_SCHEMA
-    train_items: IntArray  # item rows that occur in training events
-    train_events: IntArray  # how often each of them does
+    items: pa.Table  # `item_row` of every item in the shard, its `train_events` and `first_seen`
     counts: dict[str, int]
     time_range: tuple[int, int] | None  # seconds UTC
 
@@ -69,11 +68,9 @@ def build_histories(
         parts = last_out(np.diff(offsets_B1), rules.test_events)
     else:
         parts = by_time(times_E, offsets_B1, validation_start=rules.cuts[0], test_start=rules.cuts[1])
-    train_items, train_events = _train_counts(kept["item_row"].to_numpy().astype(np.int64), offsets_B1, parts[0])
     return BuiltHistories(
         table=_history_table(kept, offsets_B1, parts, shard),
-        train_items=train_items,
-        train_events=train_events,
+        items=_item_facts(kept["item_row"].to_numpy().astype(np.int64), times_E, offsets_B1, parts[0]),
         counts={
             "users": len(starts),
             "events": kept.height,
@@ -104,11 +101,15 @@ def _request_ordinals() -> pl.Expr:
     return given.rank("dense").over("user_id").cast(pl.Int64).sub(1).fill_null(-1).cast(pl.Int32)
 
 
-def _train_counts(items_E: IntArray, offsets_B1: IntArray, num_train_B: IntArray) -> tuple[IntArray, IntArray]:
+def _item_facts(items_E: IntArray, times_E: IntArray, offsets_B1: IntArray, num_train_B: IntArray) -> pa.Table:
     lengths_B = np.diff(offsets_B1)
     place_E = np.arange(len(items_E)) - np.repeat(offsets_B1[:-1], lengths_B)
-    rows, counts = np.unique(items_E[place_E < np.repeat(num_train_B, lengths_B)], return_counts=True)
-    return rows.astype(np.int64), counts.astype(np.int64)
+    rows_V, inverse_E = np.unique(items_E, return_inverse=True)
+    in_training = inverse_E[place_E < np.repeat(num_train_B, lengths_B)]
+    first_V = np.full(len(rows_V), np.iinfo(np.int64).max)
+    np.minimum.at(first_V, inverse_E, times_E)
+    counts_V = np.bincount(in_training, minlength=len(rows_V)).astype(np.int64)
+    return pa.table({"item_row": rows_V, TRAIN_EVENTS: counts_V, FIRST_SEEN: first_V})
 
 
 def _history_table(

@@ -32,11 +32,11 @@ from data.histories import HistoryRules
 from data.ingest_checks import (
     Report,
     check_order,
+    item_facts,
     logged_actions,
     reconciled_counts,
     row_rules,
     time_range,
-    train_events,
     write_vocabulary,
 )
 from data.ingest_settings import IngestSettings
@@ -101,7 +101,8 @@ def _ingest(settings: IngestSettings, directory: Path) -> dict[str, Any]:
     counts = reconciled_counts(read, second, vocabulary.num_items, num_uncatalogued)
     if counts["events"] == 0:
         raise LogError(f"{', '.join(locations)}: no events are left of the {counts['events_read']} rows that were read")
-    pq.write_table(aligned_catalogue(catalogue, vocabulary, train_events(plan, vocabulary)), directory / CATALOGUE)
+    facts = item_facts(plan, vocabulary, has_times=has_times)
+    pq.write_table(aligned_catalogue(catalogue, vocabulary, facts), directory / CATALOGUE)
     shutil.rmtree(plan.spill)
     manifest = {
         "kind": KIND,

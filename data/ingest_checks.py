@@ -14,7 +14,7 @@ from data.ingest_settings import IngestSettings
 from data.log_files import Fragment
 from data.log_rows import RowRules
 from data.row_tally import RowTally
-from data.schema import TRAIN_EVENTS
+from data.schema import FIRST_SEEN, TRAIN_EVENTS
 from data.spill import Plan
 from data.vocabulary import Vocabulary
 
@@ -71,13 +71,20 @@ def logged_actions(reports: Sequence[Report]) -> list[str]:
     return actions
 
 
-def train_events(plan: Plan, vocabulary: Vocabulary) -> pl.Series:
-    """Training events of each item, in vocabulary order."""
+def item_facts(plan: Plan, vocabulary: Vocabulary, *, has_times: bool) -> pl.DataFrame:
+    """Training events and first time of each item, in vocabulary order."""
     counts_V = np.zeros(vocabulary.num_items, np.int64)
-    for path in plan.spill.glob("train-*.parquet"):
+    never = np.iinfo(np.int64).max
+    first_V = np.full(vocabulary.num_items, never)
+    for path in plan.spill.glob("facts-*.parquet"):
         table = pq.read_table(path)
-        counts_V[table.column("item_row").to_numpy() - 1] += table.column(TRAIN_EVENTS).to_numpy()
-    return pl.Series(counts_V)
+        place = table.column("item_row").to_numpy() - 1
+        counts_V[place] += table.column(TRAIN_EVENTS).to_numpy()
+        first_V[place] = np.minimum(first_V[place], table.column(FIRST_SEEN).to_numpy())
+    known = pl.Series(first_V < never) & has_times
+    return pl.DataFrame({TRAIN_EVENTS: counts_V, FIRST_SEEN: first_V}).with_columns(
+        pl.when(known).then(pl.col(FIRST_SEEN)).alias(FIRST_SEEN)
+    )
 
 
 def time_range(reports: Sequence[Report]) -> list[int]:

@@ -55,3 +55,5 @@ HISTORY_SCHEMA = pa.schema(
 
 # Added to the catalogue by ingest: how often each item occurs in training events.
 TRAIN_EVENTS = "train_events"
+# Added too: seconds UTC of the item's first event in the log; null without events or without times.
+FIRST_SEEN = "first_seen"

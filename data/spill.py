@@ -21,7 +21,6 @@ from data.log_files import Fragment, LogFile, TextFormat
 from data.log_rows import CHECKED_SCHEMA, RowRules, check_rows, read_fragment
 from data.log_time import NANOSECONDS
 from data.row_tally import RowTally
-from data.schema import TRAIN_EVENTS
 from data.splits import BIN_SECONDS
 from data.storage import file_hash
 from data.vocabulary import Vocabulary
@@ -131,6 +130,5 @@ def write_bucket(
     if built.counts["users"]:
         pq.write_table(built.table, plan.directory / file, row_group_size=users_per_row_group)
         report["sha256"] = file_hash(plan.directory / file)
-        counts = pa.table({"item_row": built.train_items, TRAIN_EVENTS: built.train_events})
-        pq.write_table(counts, plan.spill / f"train-{bucket:05d}.parquet")
+        pq.write_table(built.items, plan.spill / f"facts-{bucket:05d}.parquet")
     return report

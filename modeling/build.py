@@ -47,7 +47,7 @@ def build_retriever(
         encoder=encoder,
         branches=[_block(settings) for _ in range(1 if linear else prediction.heads)],
         linear_heads=LinearHeads(settings.width, prediction.heads) if linear else None,
-        reads_times=settings.encoder.time_bias,
+        reads_times=settings.reads_times,
         prediction=Prediction(prediction.heads, prediction.hidden, prediction.gap or 0, prediction.window_seconds),
         sampler=None if train_counts is None else _sampler(settings, torch.as_tensor(train_counts)),
         temperature=settings.temperature,

@@ -123,7 +123,12 @@ class ModelSettings(Settings):
         return self
 
     @property
+    def reads_times(self) -> bool:
+        """Whether the model reads the times of the events, also when it answers."""
+        return self.encoder.time_bias
+
+    @property
     def needs_times(self) -> bool:
         """Whether training needs the times of the events."""
         by_time = self.prediction.hidden != "nothing" and self.prediction.gap != "request"
-        return self.encoder.time_bias or by_time or self.prediction.window_seconds is not None
+        return self.reads_times or by_time or self.prediction.window_seconds is not None

@@ -67,6 +67,7 @@ def write_dataset(
             "item_id": vocabulary.item_ids,
             "categories": [["all"]] * num_items,
             "title": [f"Title {row}" for row in range(1, num_items + 1)],
+            "first_seen": pa.array([START + 10_000 * row for row in range(1, num_items + 1)], pa.int64()),
             "train_events": pa.array([row % 7 for row in range(1, num_items + 1)], pa.int64()),
         }
         pq.write_table(pa.table(catalogue), aside / CATALOGUE)

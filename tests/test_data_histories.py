@@ -80,7 +80,13 @@ def test_histories_are_those_of_a_plain_program(log: list[dict[str, Any]], rules
             assert row["num_test"] == (rules.test_events if len(rows) >= rules.test_events + 2 else 0)
         for item in row["items"][: row["num_train"]]:
             train[item] += 1
-    assert dict(zip(built.train_items.tolist(), built.train_events.tolist(), strict=True)) == train
+    happened = defaultdict(list)
+    for row in found:
+        for item, second in zip(row["items"], row["times"], strict=True):
+            happened[item].append(second)
+    facts = {row["item_row"]: row for row in built.items.to_pylist()}
+    assert {item: row["train_events"] for item, row in facts.items()} == {item: train[item] for item in happened}
+    assert {item: row["first_seen"] for item, row in facts.items()} == {item: min(happened[item]) for item in happened}
     counts = built.counts
     assert counts["users"] == len(expected)
     assert counts["events"] + counts["duplicates"] + counts["dropped_by_filter"] == len(log)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from data.cases import Cases, split_cases
 from data.dataset import PreparedDataset, Split
 from data.errors import DatasetError, RecipeError
+from data.gaps import measure_gaps
 from data.settings import Recipe, read_section
 from data.storage import MANIFEST, published_directory, write_json
 from modeling.artifact import Artifact
@@ -58,6 +59,8 @@ def run(
     """
     settings = read_section(recipe or {}, "evaluate", EvaluateSettings)
     opened, prepared = _opened(artifact, dataset, split)
+    if settings.gap_seconds == "estimated":
+        settings = settings.model_copy(update={"gap_seconds": measure_gaps(prepared).seconds})
     builders = _builders(settings, opened, prepared, split, rankings or {})
     facts = CatalogueFacts.of(prepared)
     counts = CaseCounts(facts)
@@ -141,7 +144,7 @@ def _row(
         prepared,
         split,
         users_per_batch=settings.users_per_batch,
-        gap_seconds=settings.gap_seconds,
+        gap_seconds=int(settings.gap_seconds),
         request_time=settings.request_time,
     )
     beyond = BeyondAccuracy(facts, settings.ks, horizon=settings.horizon)

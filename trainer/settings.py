@@ -1,6 +1,6 @@
 """Settings of training and evaluation: the `train` and `evaluate` sections of a recipe."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -92,8 +92,10 @@ class EvaluateSettings(Settings):
     seen: Literal["removed", "kept"] = Field(
         "removed", description="removed: items of the history are not recommended, a repeated target is a miss"
     )
-    gap_seconds: int = Field(
-        0, ge=0, description="delay of the data: events later than this before the first target are hidden; 0: none"
+    gap_seconds: Annotated[int, Field(ge=0)] | Literal["estimated"] = Field(
+        0,
+        description="delay of the data: events later than this before the first target are hidden; 0: none; estimated: "
+        "the length of a burst, as `farsight gaps` measures it",
     )
     request_time: Literal["target", "last_event"] = Field(
         "target", description="time of the request: that of the first target, or of the newest visible event"
