@@ -127,7 +127,9 @@ class Artifact:
 
     def load_retriever(self, device: str | torch.device = "cpu") -> Retriever:
         """The retriever with its weights, in evaluation mode; it answers but cannot train."""
-        retriever = build_retriever(self.settings, num_rows=self.num_rows, num_actions=len(self.actions))
+        retriever = build_retriever(
+            self.settings, num_rows=self.num_rows, num_actions=len(self.actions), catalogue=self.catalogue()
+        )
         retriever.load_state_dict(load_file(self.directory / WEIGHTS))
         return retriever.to(device).eval()
 

@@ -1,9 +1,12 @@
 """The only place that turns model settings into modules."""
 
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from torch import nn
 
+from data.conditions import Conditions
+from modeling.conditioning import CONDITIONERS, Conditioning, ConditionTable
 from modeling.encoder import Encoder
 from modeling.foresight import LinearHeads, Prediction
 from modeling.hstu import HstuBlock
@@ -23,7 +26,12 @@ from modeling.transformer import TransformerBlock
 
 
 def build_retriever(
-    settings: ModelSettings, *, num_rows: int, num_actions: int, train_counts: npt.ArrayLike | None = None
+    settings: ModelSettings,
+    *,
+    num_rows: int,
+    num_actions: int,
+    train_counts: npt.ArrayLike | None = None,
+    catalogue: pa.Table | None = None,
 ) -> Retriever:
     """Build an untrained retriever.
 
@@ -31,6 +39,7 @@ def build_retriever(
         num_rows: rows of the item table (`Vocabulary.num_rows`).
         num_actions: distinct actions of the dataset.
         train_counts: training events per item row; without it the retriever answers but cannot train.
+        catalogue: of the dataset or artifact; needed for a model with conditions.
     """
     encoder = Encoder(
         [_block(settings) for _ in range(settings.encoder.blocks - 1)],
@@ -49,9 +58,20 @@ def build_retriever(
         linear_heads=LinearHeads(settings.width, prediction.heads) if linear else None,
         reads_times=settings.reads_times,
         prediction=Prediction(prediction.heads, prediction.hidden, prediction.gap or 0, prediction.window_seconds),
+        conditioning=_conditioning(settings, catalogue),
         sampler=None if train_counts is None else _sampler(settings, torch.as_tensor(train_counts)),
         temperature=settings.temperature,
     )
+
+
+def _conditioning(settings: ModelSettings, catalogue: pa.Table | None) -> Conditioning | None:
+    condition = settings.condition
+    if condition is None:
+        return None
+    assert catalogue is not None  # callers who know of conditions hand over the catalogue
+    table = ConditionTable(Conditions.of(catalogue, [(pool.name, pool.max_age_days) for pool in condition.pools]))
+    conditioner = CONDITIONERS[condition.kind](table, settings.width)
+    return Conditioning(conditioner, drop=condition.drop, last_only=condition.targets == "last")
 
 
 def _block(settings: ModelSettings) -> nn.Module:

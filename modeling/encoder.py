@@ -57,15 +57,18 @@ class Encoder(nn.Module):
         self.scale = width**0.5
         nn.init.normal_(self.positions.weight, std=width**-0.5)
 
-    def forward(self, item_BLD: Float[Tensor, "B L D"], batch: Batch, view: View) -> Float[Tensor, "B L D"]:
-        """Encode the histories of a batch, given the embedding of each item in them."""
-        x_BLD = self.embed(item_BLD, batch)
-        for block in self.blocks:
-            x_BLD = block(x_BLD, view)
-        return x_BLD
+    def forward(self, item_BLD: Float[Tensor, "B L D"], batch: Batch, view: View) -> list[Float[Tensor, "B L D"]]:
+        """Encode the histories of a batch, given the embedding of each item in them.
 
-    def embed(self, item_BLD: Float[Tensor, "B L D"], batch: Batch) -> Float[Tensor, "B L D"]:
-        """The input of the first block."""
+        Returns:
+            The input of each block, and last the output of the last one.
+        """
+        layers = [self._embed(item_BLD, batch)]
+        for block in self.blocks:
+            layers.append(block(layers[-1], view))
+        return layers
+
+    def _embed(self, item_BLD: Float[Tensor, "B L D"], batch: Batch) -> Float[Tensor, "B L D"]:
         places_L = torch.arange(item_BLD.shape[1], device=item_BLD.device)
         x_BLD: Tensor = item_BLD * self.scale + self.positions(places_L)
         if self.actions is not None:

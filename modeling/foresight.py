@@ -8,7 +8,7 @@ Source: Climber-Pilot (arXiv 2602.13581), section 3.2, eq. 1-4. Deviations are n
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -37,7 +37,7 @@ class Foresight:
     """What position i of each history predicts, and from what."""
 
     labels_BLK: Int[Tensor, "B L K"]  # the items that follow i; 0 = none, or nothing to predict it from
-    rows_BL: Int[Tensor, "B L"]  # the position whose hidden vector predicts them
+    rows_BL: Int[Tensor, "B L"] | None  # the position whose hidden vector predicts them; None: i itself
     allowed: Bool[Tensor, "#B L L"]  # which events each position sees
     query_times_BL: Int[Tensor, "B L"]  # when each position is asked, seconds UTC
 
@@ -57,14 +57,13 @@ def foresee(batch: Batch, prediction: Prediction, generator: torch.Generator | N
     Args:
         generator: CPU generator, for targets that are drawn from a window.
     """
-    length = batch["items_BL"].shape[1]
-    places_L = torch.arange(length, device=batch["items_BL"].device)
-    rows_BL = places_L.expand_as(batch["items_BL"])
+    rows_BL = None
     if prediction.window_seconds is None:
         labels_BLK = following(batch["targets_BL"], prediction.num_heads)
     else:
         labels_BLK = window_labels(batch, prediction.window_seconds, generator)[..., None]
-    allowed, query_times_BL = causal(length, rows_BL.device), batch["query_times_BL"]
+    items_BL, query_times_BL = batch["items_BL"], batch["query_times_BL"]
+    allowed = causal(items_BL.shape[1], items_BL.device)
     if prediction.hidden != "nothing":
         ends_BL = last_visible(batch, prediction.gap)
         labels_BLK = labels_BLK.where((ends_BL >= 0)[..., None], 0)
@@ -76,12 +75,20 @@ def foresee(batch: Batch, prediction: Prediction, generator: torch.Generator | N
     return Foresight(labels_BLK, rows_BL, allowed, query_times_BL)
 
 
-def following(targets_BL: Int[Tensor, "B L"], num_heads: int) -> Int[Tensor, "B L K"]:
-    """The K items after each event; 0 where the history ends before."""
-    shifted = [targets_BL] + [
-        torch.cat([targets_BL[:, ahead:], torch.zeros_like(targets_BL[:, :ahead])], 1) for ahead in range(1, num_heads)
+def following(next_BL: Int[Tensor, "B L"], num_heads: int) -> Int[Tensor, "B L K"]:
+    """What follows each event, of which the next is given, 1 to K steps ahead; 0 where the history ends before."""
+    shifted = [next_BL] + [
+        torch.cat([next_BL[:, ahead:], torch.zeros_like(next_BL[:, :ahead])], 1) for ahead in range(1, num_heads)
     ]
     return torch.stack(shifted, -1)
+
+
+def last_labels(plan: Foresight, lengths_B: Int[Tensor, "B"]) -> Foresight:
+    """The same plan with the last event of each history as its only label, seen from K rows (eq. 6 of the paper)."""
+    length, num_heads = plan.labels_BLK.shape[1:]
+    ahead_LK = torch.arange(length)[:, None] + torch.arange(num_heads)
+    last_BLK = ahead_LK.to(lengths_B.device) == lengths_B[:, None, None] - 1
+    return replace(plan, labels_BLK=plan.labels_BLK.where(last_BLK, 0))
 
 
 def last_visible(batch: Batch, gap: Gap) -> Int[Tensor, "B L"]:

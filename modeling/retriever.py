@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from data.batch import Batch
 from modeling.attention_bias import time_buckets
+from modeling.conditioning import Conditioning, Trunk, rows_at
 from modeling.encoder import Encoder
-from modeling.foresight import Foresight, LinearHeads, Prediction, foresee
+from modeling.foresight import Foresight, LinearHeads, Prediction, following, foresee, last_labels
 from modeling.losses import sampled_softmax
 from modeling.negatives import NegativeSampler
 from modeling.view import View, causal
@@ -40,6 +41,7 @@ class Retriever(nn.Module):
         linear_heads: turns one branch's vectors into those of all heads; None for one branch per head.
         reads_times: whether any block has a time bias.
         prediction: what a position learns to predict.
+        conditioning: how answers are asked for, and how that is learned; None for a retriever without conditions.
         sampler: draws the negatives of a batch; None for a retriever that only answers.
         temperature: divides the cosine scores in the loss.
     """
@@ -54,6 +56,7 @@ class Retriever(nn.Module):
         linear_heads: LinearHeads | None,
         reads_times: bool,
         prediction: Prediction,
+        conditioning: Conditioning | None = None,
         sampler: NegativeSampler | None,
         temperature: float,
     ) -> None:
@@ -64,6 +67,7 @@ class Retriever(nn.Module):
         self.linear_heads = linear_heads
         self.reads_times = reads_times
         self.prediction = prediction
+        self.conditioning = conditioning
         self.sampler = sampler
         self.temperature = temperature
         nn.init.normal_(self.items.weight, std=0.02)
@@ -79,21 +83,22 @@ class Retriever(nn.Module):
         """
         assert self.sampler is not None  # a retriever built for serving has none and is never trained
         plan = foresee(batch, self.prediction, generator)
+        if self.conditioning is not None and self.conditioning.last_only:
+            plan = last_labels(plan, batch["lengths_B"])
         next_E = plan.labels_BLK[..., 0][plan.labels_BLK[..., 0] > 0]
         negatives_N = self.sampler(next_E, generator) if len(next_E) else next_E
         negative_ND = self.item_vectors(negatives_N)
         losses = []
-        for head, hidden_BLD in enumerate(self.hidden_vectors(batch, plan)):
-            row_E, place_E = (plan.labels_BLK[..., head] > 0).nonzero(as_tuple=True)
-            if not len(row_E):
-                losses.append(hidden_BLD.sum() * 0)  # every weight still gets a gradient, of zero
+        for head, asked_BLD in enumerate(self._asked(batch, plan, generator)):
+            kept_BL = plan.labels_BLK[..., head] > 0
+            positives_EK = plan.labels_BLK[kept_BL]
+            if not len(positives_EK):
+                losses.append(asked_BLD.sum() * 0)  # every weight still gets a gradient, of zero
                 continue
-            asked_E = row_E * hidden_BLD.shape[1] + plan.rows_BL[row_E, place_E]
-            positives_EK = plan.labels_BLK[row_E, place_E]
             targets_E = positives_EK[:, head]
             losses.append(
                 sampled_softmax(
-                    functional.normalize(hidden_BLD.flatten(0, 1).index_select(0, asked_E), dim=-1),
+                    functional.normalize(asked_BLD[kept_BL], dim=-1),
                     self.item_vectors(targets_E),
                     negative_ND,
                     positive_rows_EK=positives_EK,
@@ -107,15 +112,36 @@ class Retriever(nn.Module):
         num_targets = torch.tensor(len(next_E), device=head_losses_K.device)
         return Losses(loss=head_losses_K.sum(), head_losses_K=head_losses_K.detach(), num_targets=num_targets)
 
-    def hidden_vectors(self, batch: Batch, plan: Foresight) -> Iterator[Float[Tensor, "B L D"]]:
+    def _asked(
+        self, batch: Batch, plan: Foresight, generator: torch.Generator | None
+    ) -> Iterator[Float[Tensor, "B L D"]]:
+        """Head by head, the hidden vector that each label is predicted from."""
+        trunk = self._trunk(batch, plan.allowed, plan.query_times_BL)
+        if self.conditioning is not None:
+            yield from self._conditioned(trunk, plan, generator)
+            return
+        for hidden_BLD in self._heads(trunk):
+            yield hidden_BLD if plan.rows_BL is None else rows_at(hidden_BLD, plan.rows_BL)
+
+    def _heads(self, trunk: Trunk) -> Iterator[Float[Tensor, "B L D"]]:
         """Hidden vectors of every event, head by head."""
-        view = self._view(batch, plan.allowed, plan.query_times_BL)
-        x_BLD = self.encoder(self.items(batch["items_BL"]), batch, view)
         if self.linear_heads is not None:
-            yield from self.linear_heads(self.branches[0](x_BLD, view))
+            yield from self.linear_heads(self.branches[0](trunk.layers[-1], trunk.view))
             return
         for branch in self.branches:
-            yield branch(x_BLD, view)
+            yield branch(trunk.layers[-1], trunk.view)
+
+    def _conditioned(
+        self, trunk: Trunk, plan: Foresight, generator: torch.Generator | None
+    ) -> Iterator[Float[Tensor, "B L D"]]:
+        """Head by head, hidden vectors that were told a condition which the label satisfies, or none."""
+        assert self.conditioning is not None
+        places_L = torch.arange(plan.labels_BLK.shape[1], device=plan.labels_BLK.device)
+        places_BL = places_L.expand(plan.labels_BLK.shape[:2]) if plan.rows_BL is None else plan.rows_BL
+        times_BLK = following(trunk.batch["query_times_BL"], len(self.branches))
+        for head, branch in enumerate(self.branches):
+            conditions_BL = self.conditioning.draw(plan.labels_BLK[..., head], times_BLK[..., head], generator)
+            yield self.conditioning.conditioner(trunk, list(self.encoder.blocks), branch, places_BL, conditions_BL)
 
     def query_vectors(self, batch: Batch) -> Float[Tensor, "B D"]:
         """L2-normalised query vector after the last event of each history: that of the first head.
@@ -123,16 +149,37 @@ class Retriever(nn.Module):
         A history without events gets the vector of a padding event; callers answer those from
         popularity instead.
         """
-        length, device = batch["items_BL"].shape[1], batch["items_BL"].device
-        view = self._view(batch, causal(length, device), batch["query_times_BL"])
-        x_BLD = self.encoder(self.items(batch["items_BL"]), batch, view)
-        last_B1 = (batch["lengths_B"] - 1).clamp(min=0)[:, None]
-        rows_B1D = x_BLD[torch.arange(len(last_B1), device=device)[:, None], last_B1]
-        return functional.normalize(self.branches[0](x_BLD, view.at(last_B1), rows_B1D)[:, 0], dim=-1)
+        if self.conditioning is not None:
+            nothing_B1 = torch.zeros_like(batch["lengths_B"])[:, None]
+            return self.conditioned_query_vectors(batch, nothing_B1)[:, 0]
+        trunk, last_B1 = self._last(batch)
+        rows_B1D = rows_at(trunk.layers[-1], last_B1)
+        return functional.normalize(self.branches[0](trunk.layers[-1], trunk.view.at(last_B1), rows_B1D)[:, 0], dim=-1)
+
+    def conditioned_query_vectors(self, batch: Batch, conditions_BP: Int[Tensor, "B P"]) -> Float[Tensor, "B P D"]:
+        """L2-normalised query vectors after the last event of each history, one per condition.
+
+        The shared blocks run once, whatever P is, and the keys of the branch are shared too.
+
+        Args:
+            conditions_BP: codes of `data.conditions.Conditions`; 0 asks for nothing.
+        """
+        assert self.conditioning is not None  # who has no conditions offers none
+        trunk, last_B1 = self._last(batch)
+        places_BP = last_B1.expand_as(conditions_BP)
+        blocks, branch = list(self.encoder.blocks), self.branches[0]
+        hidden_BPD = self.conditioning.conditioner(trunk, blocks, branch, places_BP, conditions_BP)
+        return functional.normalize(hidden_BPD, dim=-1)
 
     def item_vectors(self, rows: Int[Tensor, "..."]) -> Float[Tensor, "... D"]:
         """L2-normalised vector of each item row."""
         return functional.normalize(self.items(rows), dim=-1)
 
-    def _view(self, batch: Batch, allowed: Tensor, query_times_BL: Tensor) -> View:
-        return View(allowed, time_buckets(query_times_BL, batch["times_BL"]) if self.reads_times else None)
+    def _last(self, batch: Batch) -> tuple[Trunk, Int[Tensor, "B 1"]]:
+        """Histories as they stand when an answer is wanted, nothing hidden, and the place of each last event."""
+        allowed = causal(batch["items_BL"].shape[1], batch["items_BL"].device)
+        return self._trunk(batch, allowed, batch["query_times_BL"]), (batch["lengths_B"] - 1).clamp(min=0)[:, None]
+
+    def _trunk(self, batch: Batch, allowed: Tensor, query_times_BL: Tensor) -> Trunk:
+        view = View(allowed, time_buckets(query_times_BL, batch["times_BL"]) if self.reads_times else None)
+        return Trunk(self.encoder(self.items(batch["items_BL"]), batch, view), view, batch)

@@ -104,6 +104,29 @@ class PredictionSettings(Settings):
         return self
 
 
+class PoolSettings(Settings):
+    """A named pool of young items, which a request may ask for like a category."""
+
+    name: str = Field(min_length=1, description="name of the condition, such as new")
+    max_age_days: float = Field(gt=0, description="days since the item's first event in the log, at most")
+
+
+class ConditionSettings(Settings):
+    """Answers for a condition: a category of the catalogue, or a pool. Trained on top of a model that has none."""
+
+    kind: Literal["cgsa", "head", "adaln", "token"] = Field(
+        "cgsa",
+        description="cgsa: the branch sees matching events alone (condition-guided sparse attention); head: embedding "
+        "beside the last hidden vector; adaln: AdaLN-Zero; token: a token that reads the history",
+    )
+    pools: tuple[PoolSettings, ...] = Field((), description="conditions besides the categories")
+    drop: float = Field(0.15, ge=0, le=1, description="share of the targets that are asked for without a condition")
+    targets: Literal["all", "last"] = Field(
+        "all",
+        description="all: every event is a target, under its own condition; last: each window's last, as published",
+    )
+
+
 class ModelSettings(Settings):
     """Shape and loss of the retriever."""
 
@@ -113,8 +136,15 @@ class ModelSettings(Settings):
     use_actions: bool = Field(False, description="add an embedding of each event's action to the input")
     encoder: EncoderSettings = Field(HstuSettings(), description="the blocks; the last of them is that of a head")
     prediction: PredictionSettings = Field(PredictionSettings(), description="what each position predicts")
+    condition: ConditionSettings | None = Field(None, description="how answers are asked for; None: they are not")
     negatives: NegativesSettings = Field(UniformNegatives(), description="what a target is told from")
     temperature: float = Field(0.05, gt=0, description="divides the cosine scores in the loss")
+
+    @model_validator(mode="after")
+    def _conditions_need_branches(self) -> "ModelSettings":
+        if self.condition is not None and self.prediction.branch == "linear":
+            raise ValueError("condition needs a branch of its own for each head; set prediction.branch to block")
+        return self
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "ModelSettings":

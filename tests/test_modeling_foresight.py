@@ -23,7 +23,6 @@ from modeling.settings import (
     SasrecSettings,
     TransformerSettings,
 )
-from modeling.view import causal
 
 NUM_ROWS = 40
 GAP = 10
@@ -81,7 +80,7 @@ def losses(model: Retriever, batch: Batch) -> Tensor:
 def query_of(model: Retriever, batch: Batch, row: int, place: int, head: int = 0) -> Tensor:
     """The vector that predicts what follows one position."""
     plan = foresee(batch, model.prediction)
-    return list(model.hidden_vectors(batch, plan))[head][row, plan.rows_BL[row, place]]
+    return list(model._asked(batch, plan, None))[head][row, place]
 
 
 BURSTS = [0, 1, 2, 100, 100, 105, 300, 301, 302, 303, 500]  # three of three events, one of four, the last alone
@@ -140,6 +139,7 @@ def test_labels_are_the_items_that_follow(hidden: Hidden) -> None:
 
 def test_strict_predicts_a_burst_from_the_last_event_before_it_and_asks_at_the_time_of_its_first() -> None:
     plan = foresee(histories([BURSTS]), Prediction(2, "strict", GAP))
+    assert plan.rows_BL is not None
     assert plan.rows_BL.tolist() == [[0, 0, 2, 2, 2, 5, 5, 5, 5, 9]]
     assert plan.query_times_BL[0, [2, 5, 9]].tolist() == [100, 300, 500]
     assert plan.query_times_BL[0, [3, 4, 6]].tolist() == [100, 105, 301]  # nothing is predicted from these
@@ -150,10 +150,10 @@ def test_one_head_that_sees_all_is_next_item_prediction_to_the_bit(encoder: Enco
     batch = histories([BURSTS, BURSTS[:4]])
     plain = retriever(encoder, PredictionSettings())
     [next_item] = losses(plain, batch)
-    view = plain._view(batch, causal(batch["items_BL"].shape[1], torch.device("cpu")), batch["query_times_BL"])
-    hidden_BLD = plain.encoder.embed(plain.items(batch["items_BL"]), batch)
+    trunk, _ = plain._last(batch)
+    hidden_BLD = trunk.layers[0]
     for block in [*plain.encoder.blocks, *plain.branches]:
-        hidden_BLD = block(hidden_BLD, view)
+        hidden_BLD = block(hidden_BLD, trunk.view)
     kept_BL, generator = batch["targets_BL"] > 0, torch.Generator().manual_seed(5)
     targets_E = batch["targets_BL"][kept_BL]
     assert plain.sampler is not None
@@ -258,7 +258,7 @@ def test_none_of_what_follows_is_a_negative() -> None:
 def test_linear_heads_begin_as_the_first() -> None:
     model = retriever(SasrecSettings(blocks=2), PredictionSettings(heads=3, branch="linear")).eval()
     batch = histories([BURSTS])
-    first, *further = model.hidden_vectors(batch, foresee(batch, model.prediction))
+    first, *further = model._asked(batch, foresee(batch, model.prediction), None)
     assert len(model.branches) == 1
     assert len(further) == 2
     for hidden_BLD in further:

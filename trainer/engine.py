@@ -52,7 +52,7 @@ def start_engine(
     """Hand the retriever to DeepSpeed; needs the process group that Ray Train has set up."""
     deepspeed = _import_deepspeed(compiled_ops=engine.compiled_ops)
     adam = torch.optim.AdamW(
-        retriever.parameters(),
+        [parameter for parameter in retriever.parameters() if parameter.requires_grad],
         lr=optimizer.learning_rate,
         betas=(optimizer.beta1, optimizer.beta2),
         weight_decay=optimizer.weight_decay,

@@ -21,6 +21,7 @@ from trainer.engine import plain_weights, start_engine
 from trainer.evaluation import RetrieverScorer, evaluate_cases
 from trainer.ranks import Ranks
 from trainer.settings import EvaluateSettings, TrainSettings
+from trainer.start import start_from
 from trainer.step import train_step
 from trainer.telemetry import StepWindow, Telemetry
 
@@ -87,7 +88,10 @@ def set_up_worker(config: dict[str, Any]) -> Worker:
         num_rows=dataset.num_rows,
         num_actions=dataset.num_actions,
         train_counts=dataset.train_counts(),
+        catalogue=dataset.catalogue(),
     )
+    if train.start_from is not None:
+        start_from(train.start_from, retriever, frozen=train.frozen)
     batches_per_epoch = config["total_targets"] / (train.events_per_batch * world)
     total_steps = int(train.epochs * batches_per_epoch / train.engine.gradient_accumulation)
     engine = start_engine(retriever, train.engine, train.optimizer, total_steps=total_steps)
@@ -168,7 +172,12 @@ def _validate_and_save(worker: Worker) -> None:
     began = time.perf_counter()
     weights = plain_weights(worker.engine)
     num_rows = worker.dataset.num_rows
-    retriever = build_retriever(worker.model, num_rows=num_rows, num_actions=worker.dataset.num_actions)
+    retriever = build_retriever(
+        worker.model,
+        num_rows=num_rows,
+        num_actions=worker.dataset.num_actions,
+        catalogue=worker.dataset.catalogue(),
+    )
     retriever.load_state_dict(weights)
     limit = worker.train.max_validation_users
     cases = split_cases(

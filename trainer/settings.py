@@ -62,6 +62,12 @@ class TrainSettings(Settings):
 
     dataset: str = Field(description="prepared dataset to train on")
     run_dir: str = Field(description="directory of the run: figures, checkpoints, artifact; shared by all nodes")
+    start_from: str | None = Field(
+        None, description="artifact whose weights training begins with; the model's new parts begin fresh"
+    )
+    frozen: Literal["nothing", "backbone"] = Field(
+        "nothing", description="backbone: item vectors and shared blocks stay as `start_from` has them"
+    )
     epochs: int = Field(10, ge=1, description="passes over the training windows at most")
     max_minutes: float | None = Field(
         None, gt=0, description="minutes of training after which no epoch begins; the artifact is still written"

@@ -27,6 +27,7 @@ from trainer.gaps import with_gap
 from trainer.loop import train_worker
 from trainer.progress import progress_bar
 from trainer.settings import EvaluateSettings, TrainSettings, WorkerSettings
+from trainer.start import check_start
 
 logger = logging.getLogger(__name__)
 
@@ -66,16 +67,18 @@ def run(recipe: Recipe) -> dict[str, Any]:
         )
     run_dir = Path(train.run_dir).resolve()
     model = with_gap(model, dataset, run_dir)
+    begins = None if train.start_from is None else check_start(train.start_from, model, dataset)
     config = {
         "train": {
             **train.model_dump(mode="json"),
             "run_dir": str(run_dir),
             "dataset": str(dataset.directory.resolve()),
+            "start_from": None if train.start_from is None else str(Path(train.start_from).resolve()),
         },
         "model": model.model_dump(mode="json"),
         "evaluate": evaluate.model_dump(mode="json"),
     }
-    run_id = _claim(run_dir, {**config, "dataset_hash": _dataset_hash(dataset)})
+    run_id = _claim(run_dir, {**config, "dataset_hash": _dataset_hash(dataset), "begins": begins})
     if (run_dir / ARTIFACT).exists():  # published last, so the run is complete
         return _summary(Artifact.open(run_dir / ARTIFACT), run_dir)
     total_targets = count_targets(dataset, max_events=model.max_events, rule=train.windows)

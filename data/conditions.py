@@ -1,0 +1,80 @@
+"""What an answer can be asked to satisfy: categories of the catalogue, and named pools of young items."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from data.errors import RecipeError
+from data.ragged import IntArray
+from data.schema import FIRST_SEEN
+
+_DAY_SECONDS = 86_400
+NEVER = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Conditions 1, 2, ... by name: the categories in alphabetical order, then the pools. 0 asks for nothing."""
+
+    names: list[str]
+    category_codes_VG: IntArray  # categories of each item row, at most G; 0 = no further one. Row 0 has none.
+    first_seen_V: IntArray  # seconds UTC of each item's first event; `NEVER` where it has none
+    pool_seconds_P: IntArray  # a pool holds the items that are younger than this
+
+    @classmethod
+    def of(cls, catalogue: pa.Table, pools: Sequence[tuple[str, float]] = ()) -> "Conditions":
+        """The conditions of a dataset's catalogue.
+
+        Args:
+            catalogue: of a prepared dataset or an artifact.
+            pools: name and largest age in days of each pool; an item's age counts from its first event.
+
+        Raises:
+            RecipeError: a pool has the name of a category or of another pool, or the catalogue lacks ages.
+        """
+        lists = catalogue.column("categories").combine_chunks()
+        lengths_V = np.concatenate([[0], lists.value_lengths().fill_null(0).to_numpy().astype(np.int64)])
+        values = lists.flatten().to_pylist()
+        categories = sorted(set(values))
+        names = [*categories, *(name for name, _ in pools)]
+        if len(set(names)) < len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise RecipeError(f"model.condition.pools: {', '.join(twice)} names something else too; choose other names")
+        if pools and FIRST_SEEN not in catalogue.column_names:
+            raise RecipeError("model.condition.pools: this dataset lacks the items' first times; ingest again")
+        code_of = {name: code for code, name in enumerate(categories, start=1)}
+        codes_VG = np.zeros((len(lengths_V), max(int(lengths_V.max()), 1)), np.int64)
+        row_E = np.repeat(np.arange(len(lengths_V)), lengths_V)
+        place_E = np.arange(len(row_E)) - np.repeat(np.cumsum(lengths_V) - lengths_V, lengths_V)
+        codes_VG[row_E, place_E] = [code_of[value] for value in values]
+        first_V = np.full(len(lengths_V), NEVER)
+        if FIRST_SEEN in catalogue.column_names:
+            first_V[1:] = catalogue.column(FIRST_SEEN).fill_null(NEVER).to_numpy()
+        return cls(names, codes_VG, first_V, np.array([round(days * _DAY_SECONDS) for _, days in pools], np.int64))
+
+    @property
+    def num_categories(self) -> int:
+        """Conditions that are categories; they have the codes 1 to this."""
+        return len(self.names) - len(self.pool_seconds_P)
+
+    def code(self, name: str) -> int | None:
+        """The code of a condition; None if there is none of this name."""
+        return self.names.index(name) + 1 if name in self.names else None
+
+    def items(self, code: int, at_seconds: int) -> npt.NDArray[np.bool_]:
+        """Which item rows satisfy a condition at a moment; of code 0, all items. Row 0 is no item.
+
+        An item of which no event is known yet at that moment belongs to no pool.
+        """
+        if code == 0:
+            satisfied_V = np.ones(len(self.first_seen_V), bool)
+        elif code <= self.num_categories:
+            satisfied_V = (self.category_codes_VG == code).any(1)
+        else:
+            seconds = self.pool_seconds_P[code - self.num_categories - 1]
+            satisfied_V = (self.first_seen_V <= at_seconds) & (self.first_seen_V > at_seconds - seconds)
+        satisfied_V[0] = False
+        return satisfied_V
