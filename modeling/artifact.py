@@ -21,6 +21,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
+from data.conditions import Conditions
 from data.dataset import CATALOGUE, PreparedDataset
 from data.errors import ArtifactError, ArtifactMismatch
 from data.storage import MANIFEST, directory_hashes, published_directory, read_manifest, write_json
@@ -124,6 +125,12 @@ class Artifact:
     def catalogue(self) -> pa.Table:
         """One row per item in row order, starting with row 1."""
         return pq.read_table(self.directory / CATALOGUE)
+
+    def conditions(self) -> Conditions:
+        """What its answers can be asked to satisfy: the catalogue's categories, and the pools of its settings."""
+        condition = self.settings.condition
+        pools = [] if condition is None else [(pool.name, pool.max_age_days) for pool in condition.pools]
+        return Conditions.of(self.catalogue(), pools)
 
     def load_retriever(self, device: str | torch.device = "cpu") -> Retriever:
         """The retriever with its weights, in evaluation mode; it answers but cannot train."""

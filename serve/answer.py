@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.vocabulary import PAD_ROW, Vocabulary
+from serve.instructions import NOTHING_ASKED, Instruction, Wish
 
 Fallback = Literal["popularity"]
 IntArray = npt.NDArray[np.int64]
@@ -25,6 +26,7 @@ class Query:
     actions: Sequence[str | None] | None = None
     exclude_seen: bool = True
     exclude_item_ids: Sequence[str] = ()
+    wishes: Sequence[Wish] = ()
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class EncodedQuery:
     barred: frozenset[int]
     unknown_items: int  # events of the history whose item is not in the catalogue
     unknown_actions: int  # events whose action the model was not trained with
+    instructions: tuple[Instruction, ...] = NOTHING_ASKED
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Answer:
     item_ids: list[str]
     scores: list[float]
     titles: list[str | None]
+    conditions: list[str | None]  # the condition that brought each item; None without one
     fallback: Fallback | None
     unknown_items: int
     unknown_actions: int

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +23,10 @@ from serve.answer import (
     search_depth,
 )
 from serve.index.contract import Hits
+from serve.instructions import Instruction, Unanswerable, instructions, merge
 from serve.release import Release
 
 logger = logging.getLogger(__name__)
-
-
-class MissingTimes(ValueError):
-    """A model that reads times was given a history without them."""
 
 
 class Engine:
@@ -48,6 +46,7 @@ class Engine:
         self._popular_V = popularity_order(self._train_events_V)
         self._index = release.index
         self._retriever = artifact.load_retriever(device)
+        self._conditions = artifact.conditions()
 
     @classmethod
     def open(cls, directory: str | Path, device: str = "cpu") -> "Engine":
@@ -67,14 +66,28 @@ class Engine:
         """Ids to rows.
 
         Raises:
-            MissingTimes: the model reads times and the history has none.
+            Unanswerable: the model reads times and the history has none, or a condition is not known.
         """
         if self.needs_times and query.timestamps is None and query.item_ids:
-            raise MissingTimes("missing, and this release's model reads times; give each event its time in seconds UTC")
-        return encode_query(query, self._vocabulary, self._action_codes)
+            raise Unanswerable(
+                "history.0.timestamp",
+                "missing, and this release's model reads times; give each event its time in seconds UTC",
+            )
+        encoded = encode_query(query, self._vocabulary, self._action_codes)
+        asked = instructions(
+            query.wishes,
+            encoded.items_L,
+            self._conditions,
+            takes_conditions=self._retriever.conditioning is not None,
+        )
+        return replace(encoded, instructions=asked)
 
     def query_vectors(self, queries: Sequence[EncodedQuery]) -> FloatArray:
-        """One vector per query, [Q, D]; that of a query without known events means nothing."""
+        """One vector per branch query, [N, D], those of a query one after the other.
+
+        The shared blocks run once per query, however many conditions it has. The vectors of a query
+        without known events mean nothing.
+        """
         histories = encode_histories(
             [query.items_L for query in queries],
             [query.times_L for query in queries],
@@ -84,19 +97,51 @@ class Engine:
         )
         batch = to_device(collate(histories), self._device)
         with torch.inference_mode():
-            query_QD: FloatArray = self._retriever.query_vectors(batch).float().cpu().numpy()
-        return query_QD
+            if self._retriever.conditioning is None:
+                query_QD = self._retriever.query_vectors(batch)
+                owner_N = np.repeat(np.arange(len(queries)), [len(query.instructions) for query in queries])
+                vectors = query_QD[torch.from_numpy(owner_N).to(query_QD.device)]
+            else:
+                widest = max(len(query.instructions) for query in queries)
+                codes_QP = np.zeros((len(queries), widest), np.int64)
+                asked_QP = np.zeros((len(queries), widest), bool)
+                for row, query in enumerate(queries):
+                    asked_QP[row, : len(query.instructions)] = True
+                    codes_QP[row, : len(query.instructions)] = [one.code for one in query.instructions]
+                asked = torch.from_numpy(codes_QP).to(self._device)
+                vectors_QPD = self._retriever.conditioned_query_vectors(batch, asked)
+                vectors = vectors_QPD[torch.from_numpy(asked_QP).to(self._device)]
+            query_ND: FloatArray = vectors.float().cpu().numpy()
+        return query_ND
 
-    def search(self, queries: Sequence[EncodedQuery], query_QD: FloatArray) -> Hits:
-        """Enough hits for every query of the batch."""
-        return self._index.search(query_QD, max(map(search_depth, queries), default=0))
+    def search(self, queries: Sequence[EncodedQuery], query_ND: FloatArray) -> Hits:
+        """Enough hits for every branch query of the batch. All without a filter are searched together."""
+        depth = min(max(map(search_depth, queries), default=0), self._index.num_items)
+        groups: dict[tuple[int, int], list[int]] = {}
+        place = 0
+        for query in queries:
+            for one in query.instructions:
+                # Whether an item belongs to a pool depends on when it is asked.
+                in_pool = one.hard and one.code > self._conditions.num_categories
+                filtered = (one.code if one.hard else 0, query.query_time if in_pool else 0)
+                groups.setdefault(filtered, []).append(place)
+                place += 1
+        rows_NK, scores_NK = np.zeros((place, depth), np.int64), np.full((place, depth), -np.inf, np.float32)
+        for (code, at_seconds), places in groups.items():
+            allowed_V = self._conditions.items(code, at_seconds)[1:] if code else None
+            hits = self._index.search(query_ND[places], depth, allowed_V)
+            found = hits.rows_QK.shape[1]
+            rows_NK[places, :found], scores_NK[places, :found] = hits.rows_QK, hits.scores_QK
+        return Hits(rows_NK, scores_NK)
 
     def answers(self, queries: Sequence[EncodedQuery], hits: Hits) -> list[Answer]:
-        """Drop what is barred, cut to k, fall back to popularity where the model has nothing to go by."""
-        return [
-            self._answer(query, rows_K, scores_K)
-            for query, rows_K, scores_K in zip(queries, hits.rows_QK, hits.scores_QK, strict=True)
-        ]
+        """Drop what is barred, merge the conditions' lists, fall back to popularity where there is nothing to go by."""
+        answers, first = [], 0
+        for query in queries:
+            stop = first + len(query.instructions)
+            answers.append(self._answer(query, hits.rows_QK[first:stop], hits.scores_QK[first:stop]))
+            first = stop
+        return answers
 
     def warm_up(self) -> None:
         """Answer once, so that the first request does not pay for lazy initialisation."""
@@ -104,28 +149,34 @@ class Engine:
         times = list(range(len(item_ids)))
         self.answer([Query(item_ids=item_ids, k=10, request_time=len(item_ids), timestamps=times)])
 
-    def _answer(self, query: EncodedQuery, rows_K: IntArray, scores_K: FloatArray) -> Answer:
+    def _answer(self, query: EncodedQuery, rows_PK: IntArray, scores_PK: FloatArray) -> Answer:
         used = min(len(query.items_L), self._max_events)
-        rows, scores = pick(rows_K, scores_K, query)
-        # Barred items never run out before k does, so no hit at all means a query vector of NaN.
-        broken = used > 0 and not len(rows) and len(self._popular_V) > len(query.barred)
+        lists = [pick(rows_K, scores_K, query) for rows_K, scores_K in zip(rows_PK, scores_PK, strict=True)]
+        # Barred items never run out before k does, so no hit without a filter means a query vector of NaN.
+        empty = [not len(rows) for (rows, _), one in zip(lists, query.instructions, strict=True) if not one.hard]
+        broken = used > 0 and any(empty) and len(self._popular_V) > len(query.barred)
         if broken:
             logger.error("release %s: the model gave no finite query vector; answering popularity", self.release_id)
         fallback = not used or broken
         if fallback:
-            rows, scores = self._popular(query)
+            lists = [self._popular(query, one) for one in query.instructions]
+        rows, scores, brought_by = merge(lists, [one.weight for one in query.instructions], query.k)
         return Answer(
             release=self.release_id,
             item_ids=self._vocabulary.external(rows.tolist()),
             scores=scores.tolist(),
             titles=[None if self._titles is None else self._titles[row - 1].as_py() for row in rows.tolist()],
+            conditions=[query.instructions[number].name for number in brought_by.tolist()],
             fallback="popularity" if fallback else None,
             unknown_items=query.unknown_items,
             unknown_actions=query.unknown_actions,
             history_events_used=used,
         )
 
-    def _popular(self, query: EncodedQuery) -> tuple[IntArray, FloatArray]:
+    def _popular(self, query: EncodedQuery, asked: Instruction) -> tuple[IntArray, FloatArray]:
+        popular_V = self._popular_V
+        if asked.code:  # the model cannot prefer what is asked for here, so even a soft condition filters
+            popular_V = popular_V[self._conditions.items(asked.code, query.query_time)[popular_V]]
         # The first k + barred of the order hold k that are not barred, wherever the barred stand.
-        first_K = self._popular_V[: search_depth(query)]
+        first_K = popular_V[: search_depth(query)]
         return pick(first_K, self._train_events_V[first_K - 1].astype(np.float32), query)

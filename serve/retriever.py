@@ -8,8 +8,9 @@ import ray.serve
 import torch
 
 from serve.answer import Answer, EncodedQuery, Query, Refusal
-from serve.engine import Engine, MissingTimes
+from serve.engine import Engine
 from serve.index.on_faiss import set_search_threads
+from serve.instructions import Unanswerable
 from serve.settings import Batching, Replicas
 
 
@@ -45,8 +46,8 @@ class Retriever:
         """Answer one query together with whatever else is waiting."""
         try:
             waiting = _Waiting(self._engine.encode(query))
-        except MissingTimes as error:
-            return Refusal("history.0.timestamp", str(error))
+        except Unanswerable as error:
+            return Refusal(error.field, error.message)
         try:
             answer = await self._answer_batched(waiting)
         except asyncio.CancelledError:
@@ -63,8 +64,8 @@ class Retriever:
         if not wanted:
             return results
         queries = [batch[place].query for place in wanted]
-        query_QD = await loop.run_in_executor(self._model_thread, self._engine.query_vectors, queries)
-        hits = await loop.run_in_executor(self._search_thread, self._engine.search, queries, query_QD)
+        query_ND = await loop.run_in_executor(self._model_thread, self._engine.query_vectors, queries)
+        hits = await loop.run_in_executor(self._search_thread, self._engine.search, queries, query_ND)
         for place, answer in zip(wanted, self._engine.answers(queries, hits), strict=True):
             results[place] = answer
         return results

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from serve.answer import Answer, Query
+from serve.instructions import Wish
 from serve.settings import Limits
 
 # The year 3000. Beyond it a time is surely in milliseconds.
@@ -31,6 +32,19 @@ class Event(Body):
     )
 
 
+class Condition(Body):
+    """What a part of the answer should be: of one of these categories or pools, or like what the user has had most."""
+
+    any_of: list[Annotated[StrictStr, Field(min_length=1, max_length=256)]] = Field(
+        default_factory=list, description="names of categories or pools; each gets an equal part of the weight"
+    )
+    own_top: Annotated[StrictInt, Field(ge=1)] | None = Field(
+        None, description="instead of names: this many of the categories that the history has most of"
+    )
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(1.0, description="share of the answer, relative")
+    hard: StrictBool = Field(False, description="bring only what satisfies it; otherwise the model prefers it")
+
+
 class RetrieveRequest(Body):
     """What is asked for."""
 
@@ -41,6 +55,9 @@ class RetrieveRequest(Body):
     request_time: Seconds | None = Field(None, description="when the answer will be shown; now if left out")
     exclude_seen: StrictBool = Field(True, description="leave out every item of the whole history")
     exclude_item_ids: list[ItemId] = Field(default_factory=list, description="further items to leave out")
+    conditions: list[Condition] = Field(
+        default_factory=list, description="what the answer should satisfy; their lists are merged by weight"
+    )
     deadline_ms: Annotated[StrictInt, Field(ge=1)] | None = Field(
         None, description="milliseconds after which the answer is worth nothing"
     )
@@ -52,6 +69,7 @@ class Item(Body):
     item_id: str
     score: float = Field(description="the model's inner product; training events in a popularity fallback")
     title: str | None = Field(None, description="from the catalogue; null if it has none")
+    condition: str | None = Field(None, description="the condition that brought it; null without one")
 
 
 class RetrieveResponse(Body):
@@ -109,15 +127,21 @@ def to_query(request: RetrieveRequest, limits: Limits, now: int) -> Query:
         actions=[event.action for event in events] if has_actions else None,
         exclude_seen=request.exclude_seen,
         exclude_item_ids=[str(item_id) for item_id in request.exclude_item_ids],
+        wishes=[
+            Wish(tuple(asked.any_of), asked.own_top or 0, asked.weight, asked.hard) for asked in request.conditions
+        ],
     )
 
 
 def to_response(answer: Answer) -> RetrieveResponse:
     """The body of an answer."""
-    rows = zip(answer.item_ids, answer.scores, answer.titles, strict=True)
+    rows = zip(answer.item_ids, answer.scores, answer.titles, answer.conditions, strict=True)
     return RetrieveResponse(
         release=answer.release,
-        items=[Item(item_id=item_id, score=score, title=title) for item_id, score, title in rows],
+        items=[
+            Item(item_id=item_id, score=score, title=title, condition=condition)
+            for item_id, score, title, condition in rows
+        ],
         fallback=answer.fallback,
         unknown_items=answer.unknown_items,
         unknown_actions=answer.unknown_actions,
@@ -130,6 +154,11 @@ def _problems(request: RetrieveRequest, limits: Limits) -> Iterator[tuple[str, s
     yield from _too_many("k", "items", request.k, limits.max_k)
     yield from _too_many("exclude_item_ids", "items", len(request.exclude_item_ids), limits.max_excluded_items)
     yield from _too_many("deadline_ms", "milliseconds", request.deadline_ms or 0, limits.max_deadline_ms)
+    queries = sum(len(asked.any_of) or asked.own_top or 0 for asked in request.conditions)
+    yield from _too_many("conditions", "conditions", queries, limits.max_conditions)
+    for number, asked in enumerate(request.conditions):
+        if bool(asked.any_of) == (asked.own_top is not None):
+            yield f"conditions.{number}", "expected either any_of with at least one name, or own_top"
     times = [event.timestamp for event in request.history]
     if None in times and any(time is not None for time in times):
         missing = times.index(None)

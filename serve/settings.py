@@ -46,6 +46,7 @@ class Limits(Settings):
     max_history_events: int = Field(5_000, ge=1, description="events of a request's history")
     max_k: int = Field(1_000, ge=1, description="items of an answer")
     max_excluded_items: int = Field(1_000, ge=0, description="items that a request may exclude by id")
+    max_conditions: int = Field(16, ge=0, description="conditions of a request, names and own categories counted")
     max_deadline_ms: int = Field(10_000, ge=1, description="milliseconds that a request may wait")
 
 

@@ -13,7 +13,7 @@ from data.storage import MANIFEST, directory_hashes, published_directory, write_
 from data.vocabulary import Vocabulary
 from modeling.artifact import Artifact, save_artifact
 from modeling.build import build_retriever
-from modeling.settings import HstuSettings, ModelSettings, TransformerSettings
+from modeling.settings import ConditionSettings, HstuSettings, ModelSettings, TransformerSettings
 
 NUM_ITEMS = 60
 MAX_EVENTS = 8
@@ -63,9 +63,12 @@ def write_dataset(
         )
     with published_directory(directory) as aside:
         vocabulary.save(aside)
+        rows_of_items = range(1, num_items + 1)
         catalogue = {
             "item_id": vocabulary.item_ids,
-            "categories": [["all"]] * num_items,
+            "categories": [
+                ["even" if row % 2 == 0 else "odd", *(["tenth"] * (row % 10 == 0))] for row in rows_of_items
+            ],
             "title": [f"Title {row}" for row in range(1, num_items + 1)],
             "first_seen": pa.array([START + 10_000 * row for row in range(1, num_items + 1)], pa.int64()),
             "train_events": pa.array([row % 7 for row in range(1, num_items + 1)], pa.int64()),
@@ -94,14 +97,22 @@ def write_dataset(
 
 
 def write_artifact(
-    directory: Path, dataset: PreparedDataset, *, seed: int = 0, needs_times: bool = True, num_twins: int = 0
+    directory: Path,
+    dataset: PreparedDataset,
+    *,
+    seed: int = 0,
+    needs_times: bool = True,
+    num_twins: int = 0,
+    condition: ConditionSettings | None = None,
 ) -> Artifact:
     """An artifact with random weights; the first `num_twins` items share one vector, so they always tie."""
     torch.manual_seed(seed)
     encoder = HstuSettings(blocks=1, query_width=8, value_width=8) if needs_times else TransformerSettings(blocks=1)
-    settings = ModelSettings(width=16, max_events=MAX_EVENTS, use_actions=True, encoder=encoder)
+    settings = ModelSettings(width=16, max_events=MAX_EVENTS, use_actions=True, encoder=encoder, condition=condition)
     vocabulary = dataset.vocabulary()
-    retriever = build_retriever(settings, num_rows=vocabulary.num_rows, num_actions=len(ACTIONS))
+    retriever = build_retriever(
+        settings, num_rows=vocabulary.num_rows, num_actions=len(ACTIONS), catalogue=dataset.catalogue()
+    )
     with torch.no_grad():
         # The initial biases are zero, which would hide that times, actions and positions matter.
         for parameter in retriever.parameters():

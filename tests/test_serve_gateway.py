@@ -25,7 +25,7 @@ GOOD = {"history": [{"item_id": "a", "timestamp": 5}], "k": 2}
 async def echo(query: Query) -> Answer:
     """The history itself as an answer."""
     ids = list(query.item_ids)[: query.k]
-    return Answer("r", ids, [1.0] * len(ids), [None] * len(ids), None, 0, 0, len(query.item_ids))
+    return Answer("r", ids, [1.0] * len(ids), [None] * len(ids), [None] * len(ids), None, 0, 0, len(query.item_ids))
 
 
 def raising(error: Exception) -> Ask:
@@ -58,7 +58,7 @@ def test_a_good_request_is_answered_with_every_promised_field() -> None:
     assert response.status_code == 200
     assert response.json() == {
         "release": "r",
-        "items": [{"item_id": "12", "score": 1.0, "title": None}],
+        "items": [{"item_id": "12", "score": 1.0, "title": None, "condition": None}],
         "fallback": None,
         "unknown_items": 0,
         "unknown_actions": 0,
@@ -70,6 +70,14 @@ def test_a_good_request_is_answered_with_every_promised_field() -> None:
     ("body", "field"),
     [
         ({}, "history"),
+        ({"history": [], "conditions": ["war"]}, "conditions.0"),
+        ({"history": [], "conditions": [{}]}, "conditions.0"),
+        ({"history": [], "conditions": [{"any_of": ["a"], "own_top": 1}]}, "conditions.0"),
+        ({"history": [], "conditions": [{"any_of": [1]}]}, "conditions.0.any_of.0"),
+        ({"history": [], "conditions": [{"any_of": ["a"], "weight": 0}]}, "conditions.0.weight"),
+        ({"history": [], "conditions": [{"any_of": ["a"], "hard": "yes"}]}, "conditions.0.hard"),
+        ({"history": [], "conditions": [{"own_top": 17}]}, "conditions"),
+        ({"history": [], "conditions": [{"any_of": ["a"] * 9}, {"any_of": ["b"] * 8}]}, "conditions"),
         ({"history": "a"}, "history"),
         ({"history": [{"item_id": 1.0}]}, "history.0.item_id"),
         ({"history": [{"item_id": True}]}, "history.0.item_id"),

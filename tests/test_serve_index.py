@@ -55,6 +55,33 @@ def test_flat_equals_the_exact_oracle_also_among_ties(shape: dict[str, int]) -> 
     assert_same(found, oracle(item_VD, query_QD, shape["k"]))
 
 
+@settings(max_examples=40, deadline=None)
+@given(shape=shapes, share=st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0]), num_lists=st.integers(0, 8))
+def test_a_filter_works_inside_the_search(shape: dict[str, int], share: float, num_lists: int) -> None:
+    """Every query gets k items whenever k are allowed, and exactly those that an exact search of these gives."""
+    item_VD = whole_vectors(shape["seed"], shape["num_items"], shape["width"])
+    query_QD = whole_vectors(shape["seed"] + 1, shape["num_queries"], shape["width"])
+    allowed_V = np.random.default_rng(shape["seed"]).random(shape["num_items"]) < share
+    lists = min(num_lists, shape["num_items"])
+    kind = IvfSettings(num_lists=lists, num_probes=lists) if lists else FlatSettings()
+    found = build_index(item_VD, kind).search(query_QD, shape["k"], allowed_V)
+    rows_A = np.flatnonzero(allowed_V) + 1
+    among = oracle(item_VD[allowed_V], query_QD, shape["k"])
+    assert_same(found, Hits(rows_A[among.rows_QK - 1] if len(rows_A) else among.rows_QK, among.scores_QK))
+
+
+def test_ivf_with_one_probe_fills_every_answer_that_a_filter_leaves() -> None:
+    item_VD = whole_vectors(0, 2000, 4)
+    index = build_index(item_VD, IvfSettings(num_lists=20, num_probes=1))
+    for share in (0.5, 0.1, 0.01, 0.001):
+        allowed_V = np.zeros(2000, bool)
+        allowed_V[: round(2000 * share)] = True
+        hits = index.search(whole_vectors(1, 6, 4), 10, allowed_V)
+        assert hits.rows_QK.shape == (6, min(10, allowed_V.sum()))
+        assert (hits.rows_QK > 0).all()
+        assert allowed_V[hits.rows_QK - 1].all()
+
+
 @settings(max_examples=20, deadline=None)
 @given(shape=shapes, num_lists=st.integers(1, 20))
 def test_ivf_that_probes_every_list_equals_flat(shape: dict[str, int], num_lists: int) -> None:

@@ -16,7 +16,8 @@ from data.errors import ArtifactError, ArtifactMismatch
 from modeling.artifact import Artifact
 from modeling.metrics import hide, top_rows
 from serve.answer import Query
-from serve.engine import Engine, MissingTimes
+from serve.engine import Engine
+from serve.instructions import Unanswerable
 from serve.release import Release, run
 from tests.small_world import ACTIONS, MAX_EVENTS, NUM_ITEMS, START, item_id, write_artifact, write_dataset
 from trainer.evaluation import RetrieverScorer
@@ -219,7 +220,7 @@ def test_a_model_that_reads_times_refuses_a_history_without(
     engine: Engine, dataset: PreparedDataset, tmp_path: Path
 ) -> None:
     query = random_query(0, timestamps=None)
-    with pytest.raises(MissingTimes, match="reads times"):
+    with pytest.raises(Unanswerable, match="reads times"):
         engine.answer([query])
     timeless = write_artifact(tmp_path / "artifact", dataset, needs_times=False)
     run(str(timeless.directory), str(tmp_path / "release"), FLAT)

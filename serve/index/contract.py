@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 
 from data.vocabulary import PAD_ROW
 
@@ -35,8 +35,17 @@ class Index(Protocol):
         """D of the vectors."""
         ...
 
-    def search(self, query_QD: Float32[npt.NDArray[np.float32], "Q D"], k: int) -> Hits:
-        """The min(k, num_items) best items of each query. Call it from one thread at a time."""
+    def search(
+        self,
+        query_QD: Float32[npt.NDArray[np.float32], "Q D"],
+        k: int,
+        allowed_V: Bool[npt.NDArray[np.bool_], "V"] | None = None,
+    ) -> Hits:
+        """The min(k, V) best items of each query. Call it from one thread at a time.
+
+        Args:
+            allowed_V: of items 1, 2, ..., those that may be found; V is then how many that are. None: all.
+        """
         ...
 
 

@@ -5,7 +5,7 @@ import math
 import faiss
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 
 from data.errors import RecipeError
 from serve.index.contract import Hits, ordered_hits
@@ -33,46 +33,54 @@ class FaissIndex:
         """D of the vectors."""
         return int(self.faiss_index.d)
 
-    def search(self, query_QD: Float32[npt.NDArray[np.float32], "Q D"], k: int) -> Hits:
-        """The min(k, num_items) best items of each query.
+    def search(
+        self,
+        query_QD: Float32[npt.NDArray[np.float32], "Q D"],
+        k: int,
+        allowed_V: Bool[npt.NDArray[np.bool_], "V"] | None = None,
+    ) -> Hits:
+        """The min(k, V) best of the allowed items of each query: the filter works inside the search.
 
         FAISS orders equal scores as it likes and may drop any of those that straddle the cut. So a
         query whose scores are equal from its k-th candidate to its last is searched deeper.
         An ivf query whose probed lists hold fewer than k items is searched in twice as many lists,
-        up to all of them: every query gets its min(k, num_items) items.
+        up to all of them: every query gets its min(k, V) items.
         """
         query_QD = np.ascontiguousarray(query_QD, np.float32)
-        k = min(k, self.num_items)
-        depth = min(k + TIE_MARGIN, self.num_items)
+        num_allowed = self.num_items if allowed_V is None else int(allowed_V.sum())
+        k = min(k, num_allowed)
+        depth = min(k + TIE_MARGIN, num_allowed)
         rows_QK = np.zeros((len(query_QD), k), np.int64)
         scores_QK = np.full((len(query_QD), k), -np.inf, np.float32)
         probes = self._probes()
         open_Q = np.arange(len(query_QD))
         while k and len(open_Q):
-            candidates = self._candidates(query_QD[open_Q], depth, probes)
+            candidates = self._candidates(query_QD[open_Q], depth, probes, allowed_V)
             hits = ordered_hits(*candidates, k)
             rows_QK[open_Q], scores_QK[open_Q] = hits.rows_QK, hits.scores_QK
             # NaN queries find nothing anywhere; they must not keep the search going.
             short_Q = (hits.rows_QK[:, -1] == 0) & np.isfinite(query_QD[open_Q]).all(axis=1)
             last_Q = candidates[1].min(axis=1)
             tied_Q = (hits.scores_QK[:, -1] == last_Q) & np.isfinite(last_Q)
-            again_Q = (short_Q & (probes < self._num_lists())) | (tied_Q & (depth < self.num_items))
+            again_Q = (short_Q & (probes < self._num_lists())) | (tied_Q & (depth < num_allowed))
             open_Q = open_Q[again_Q]
             if (again_Q & short_Q).any():
                 probes = min(2 * probes, self._num_lists())
             if (again_Q & tied_Q).any():
-                depth = min(4 * depth, self.num_items)
+                depth = min(4 * depth, num_allowed)
         return Hits(rows_QK, scores_QK)
 
     def _candidates(
-        self, query_QD: npt.NDArray[np.float32], depth: int, probes: int
+        self, query_QD: npt.NDArray[np.float32], depth: int, probes: int, allowed_V: npt.NDArray[np.bool_] | None
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        parameters = faiss.SearchParameters()
         if isinstance(self.faiss_index, faiss.IndexIVF):
-            parameters = faiss.IVFSearchParameters()
-            parameters.nprobe = probes
-            scores_QC, positions_QC = self.faiss_index.search(query_QD, depth, params=parameters)
-        else:
-            scores_QC, positions_QC = self.faiss_index.search(query_QD, depth)
+            parameters = in_lists = faiss.IVFSearchParameters()
+            in_lists.nprobe = probes
+        if allowed_V is not None:
+            bits = np.packbits(allowed_V, bitorder="little")  # the selector points at it
+            parameters.sel = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
+        scores_QC, positions_QC = self.faiss_index.search(query_QD, depth, params=parameters)
         # Position -1 (nothing found) becomes row 0.
         rows_QC = positions_QC.astype(np.int64) + 1
         return rows_QC, np.where(rows_QC == 0, -np.inf, scores_QC).astype(np.float32)
