@@ -4,98 +4,30 @@ Exit codes: 0 done, 1 a defect of ours (with a traceback), 2 wrong usage or reci
 release, 5 training, 6 machine, 7 endpoint (`data.errors`), 130 interrupted.
 """
 
-import functools
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from cluster import floors
-from cluster.output import Output, keep_standard_output_clean, set_up_logging
-from cluster.tables import print_answer, print_checks, print_rankings, print_suite
-from data.errors import FarsightError, MachineError
+from cluster.command_line import Farsight, command, pairs_of, recipe_of, recipe_words, show
+from cluster.output import Output, keep_standard_output_clean
+from cluster.tables import (
+    print_answer,
+    print_checks,
+    print_conditional,
+    print_inspection,
+    print_rankings,
+    print_suite,
+)
+from data.errors import MachineError
 
-INTERRUPTED = 130
 # Where `farsight serve` listens unless told otherwise, and where `farsight retrieve` asks.
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 SEEN = click.Choice(["removed", "kept"])
-
-Command = Callable[..., Any]
-
-
-class Farsight(click.Group):
-    """A group that turns our errors into one line and an exit code; other exceptions keep their traceback."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order of the path from log to answer, as they stand in this file."""
-        return list(self.commands)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the chosen command."""
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            ctx.exit(INTERRUPTED)
-        except FarsightError as error:
-            # Ray hands over an error of a worker with the worker's traceback in its text; the cause is ours.
-            cause = getattr(error, "cause", None)
-            click.echo(f"error: {cause if isinstance(cause, FarsightError) else error}", err=True)
-            ctx.exit(error.exit_code)
-
-
-def command(function: Command) -> Command:
-    """Give a command `--json` and `-v`, and print what it returns."""
-
-    @click.option("--json", "as_json", is_flag=True, help="Print one JSON document, and nothing else, on stdout.")
-    @click.option("-v", "--verbose", is_flag=True, help="Log more, and show what workers print.")
-    @functools.wraps(function)
-    def wrapped(as_json: bool, verbose: bool, **arguments: Any) -> None:
-        set_up_logging(verbose=verbose)
-        result = function(**arguments)
-        if result is not None:
-            _show(result)
-
-    return wrapped
-
-
-def _show(result: dict[str, Any], table: Callable[[dict[str, Any]], None] | None = None) -> None:
-    """Print a result once: as the JSON document, as the command's own table, or as lines."""
-    context = click.get_current_context()
-    if table is not None and not context.params["as_json"]:
-        table(result)
-        return
-    output: Output = context.obj or Output()
-    output.write(result, as_json=context.params["as_json"])
-
-
-def _recipe(words: tuple[str, ...], *, required: bool = False) -> dict[str, Any]:
-    """The recipe of `[RECIPE] [a.b=c ...]`."""
-    # Here and not above: pydantic and yaml take longer to load than all the rest of `farsight --help`.
-    from cluster.recipe_files import read_recipe, split_words
-
-    name, overrides = split_words(words)
-    if required and name is None:
-        raise click.UsageError("Missing argument 'RECIPE': a path that ends in .yaml, or the name of a shipped recipe.")
-    return read_recipe(name, overrides)
-
-
-def _pairs(values: tuple[str, ...], option: str) -> dict[str, str]:
-    """`NAME=VALUE` options as a mapping."""
-    pairs = {}
-    for value in values:
-        name, equals, rest = value.partition("=")
-        if not (name and equals and rest):
-            raise click.UsageError(f"{option} {value!r}: expected NAME=VALUE")
-        pairs[name] = rest
-    return pairs
-
-
-def _recipe_words(function: Command) -> Command:
-    return click.argument("words", nargs=-1, metavar="[RECIPE] [a.b=c ...]")(function)
+CONDITION = click.Choice(["oracle", "favourite", "rare"])
 
 
 @click.group(cls=Farsight, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -110,14 +42,14 @@ def cli() -> None:
 
 @cli.command()
 @click.option("--out", required=True, type=click.Path(), help="Log directory to write.")
-@_recipe_words
+@recipe_words
 @command
 def simulate(out: str, words: tuple[str, ...]) -> dict[str, Any]:
     """Write a sharded log and a catalogue from the simulator.
 
     Example: farsight simulate --out runs/demo/log demo simulate.num_users=1000
     """
-    return floors.start(floors.SIMULATE, recipe=_recipe(words), out=out)
+    return floors.start(floors.SIMULATE, recipe=recipe_of(words), out=out)
 
 
 @cli.command(name="import")
@@ -148,32 +80,44 @@ def import_(columns: tuple[str, ...], catalogue_columns: tuple[str, ...], **stat
     """
     return floors.start(
         floors.IMPORT,
-        columns=_pairs(columns, "--column"),
-        catalogue_columns=_pairs(catalogue_columns, "--catalogue-column"),
+        columns=pairs_of(columns, "--column"),
+        catalogue_columns=pairs_of(catalogue_columns, "--catalogue-column"),
         **stated,
     )
 
 
 @cli.command()
-@_recipe_words
+@recipe_words
 @command
 def ingest(words: tuple[str, ...]) -> dict[str, Any]:
     """Turn a log into a prepared dataset (Ray Data).
 
     Example: farsight ingest demo ingest.log=runs/demo/log
     """
-    return floors.start(floors.INGEST, recipe=_recipe(words, required=True))
+    return floors.start(floors.INGEST, recipe=recipe_of(words, required=True))
 
 
 @cli.command()
-@_recipe_words
+@click.argument("dataset", type=click.Path())
+@click.option("--out", type=click.Path(), help="PNG file to write: the histogram of the gaps.")
+@command
+def gaps(dataset: str, out: str | None) -> dict[str, Any]:
+    """Estimate how long a burst of events lasts in a prepared DATASET: what model.prediction.gap hides.
+
+    Example: farsight gaps runs/demo/dataset --out gaps.png
+    """
+    return floors.start(floors.GAPS, dataset=dataset, out=out)
+
+
+@cli.command()
+@recipe_words
 @command
 def train(words: tuple[str, ...]) -> dict[str, Any]:
     """Train a retriever on a prepared dataset (Ray Train, DeepSpeed) and write its artifact.
 
     Example: farsight train demo train.epochs=3
     """
-    return floors.start(floors.TRAIN, recipe=_recipe(words, required=True))
+    return floors.start(floors.TRAIN, recipe=recipe_of(words, required=True))
 
 
 @cli.command()
@@ -183,22 +127,49 @@ def train(words: tuple[str, ...]) -> dict[str, Any]:
 @click.option("--seen", type=SEEN, help="Whether the history can be answers; short for evaluate.seen=...")
 @click.option("--rankings", multiple=True, metavar="NAME=FILE", help="Another model's rankings, as a row beside ours.")
 @click.option("--users-out", type=click.Path(), help="Directory to write: the metrics of every user, a file per row.")
-@_recipe_words
+@click.option("--condition", type=CONDITION, help="Ask each user under a condition; measures the ways to answer.")
+@recipe_words
 @command
-def evaluate(seen: str | None, rankings: tuple[str, ...], words: tuple[str, ...], **chosen: Any) -> None:
+def evaluate(
+    seen: str | None, rankings: tuple[str, ...], condition: str | None, words: tuple[str, ...], **chosen: Any
+) -> None:
     """Measure an artifact over the whole catalogue, with baselines beside it.
+
+    Under a --condition the rows are the ways to answer for one: without it, filtered, and told it. oracle takes a
+    condition of the user's next item, favourite and rare a category that the history has most or least of.
 
     Example: farsight evaluate --artifact runs/demo/artifact --dataset runs/demo/dataset
     """
-    chosen["recipe"] = _recipe(words if seen is None else (*words, f"evaluate.seen={seen}"))
-    _show(floors.start(floors.EVALUATE, rankings=_pairs(rankings, "--rankings"), **chosen), print_rankings)
+    chosen["recipe"] = recipe_of(words if seen is None else (*words, f"evaluate.seen={seen}"))
+    if condition is None:
+        show(floors.start(floors.EVALUATE, rankings=pairs_of(rankings, "--rankings"), **chosen), print_rankings)
+        return
+    if rankings or chosen["artifact"] is None:
+        raise click.UsageError("--condition measures an --artifact, and no --rankings.")
+    show(floors.start(floors.CONDITIONAL, condition=condition, **chosen), print_conditional)
+
+
+@cli.command()
+@click.option("--artifact", required=True, type=click.Path(), help="Artifact that training wrote.")
+@click.option("--dataset", required=True, type=click.Path(), help="Prepared dataset.")
+@click.option("--user", required=True, help="Id of a user of the log.")
+@click.option("--condition", "conditions", multiple=True, metavar="NAME", help="Answer for it too; repeat it.")
+@click.option("--k", type=click.IntRange(min=1), default=10, show_default=True, help="Items per answer.")
+@click.option("--out", type=click.Path(), help="PNG file to write: the mask that the user's events were learned under.")
+@command
+def inspect(**chosen: Any) -> None:
+    """Show what a model sees of one user: history, mask, and the answers of each head and condition.
+
+    Example: farsight inspect --artifact runs/demo/artifact --dataset runs/demo/dataset --user u000001 --out mask.png
+    """
+    show(floors.start(floors.INSPECT, **chosen), print_inspection)
 
 
 @cli.command()
 @click.option("--artifact", required=True, type=click.Path(), help="Artifact that training wrote.")
 @click.option("--out", type=click.Path(), help="Release to write; by default `release` beside the artifact.")
 @click.option("--dataset", type=click.Path(), help="Measure the index's recall on this dataset's histories.")
-@_recipe_words
+@recipe_words
 @command
 def index(artifact: str, out: str | None, dataset: str | None, words: tuple[str, ...]) -> dict[str, Any]:
     """Build the FAISS index of an artifact's item vectors and write both as a release.
@@ -206,13 +177,13 @@ def index(artifact: str, out: str | None, dataset: str | None, words: tuple[str,
     Example: farsight index --artifact runs/demo/artifact index.search.kind=ivf
     """
     place = out or str(Path(artifact).parent / "release")
-    return floors.start(floors.INDEX, artifact=artifact, out=place, recipe=_recipe(words), dataset=dataset)
+    return floors.start(floors.INDEX, artifact=artifact, out=place, recipe=recipe_of(words), dataset=dataset)
 
 
 @cli.command()
 @click.argument("release", type=click.Path())
 @click.option("--port", type=click.IntRange(1, 65535), help="TCP port; short for serve.port=N.")
-@_recipe_words
+@recipe_words
 @command
 def serve(release: str, port: int | None, words: tuple[str, ...]) -> None:
     """Serve a release over HTTP (Ray Serve) until interrupted.
@@ -221,7 +192,7 @@ def serve(release: str, port: int | None, words: tuple[str, ...]) -> None:
     """
     overrides = () if port is None else (f"serve.port={port}",)
     # Printed when the endpoint answers, not when it stops.
-    floors.start(floors.SERVE, release=release, recipe=_recipe(words + overrides), blocking=True, on_ready=_show)
+    floors.start(floors.SERVE, release=release, recipe=recipe_of(words + overrides), blocking=True, on_ready=show)
 
 
 @cli.command()
@@ -234,10 +205,19 @@ def serve(release: str, port: int | None, words: tuple[str, ...]) -> None:
 @click.option("--request-time", type=int, help="Seconds UTC at which the answer is wanted; now by default.")
 @click.option("--exclude", "excluded", multiple=True, help="Id of an item to leave out; repeat it.")
 @click.option("--seen", type=SEEN, default="removed", show_default=True, help="Whether the history can be answers.")
+@click.option("--condition", "conditions", multiple=True, metavar="NAME", help="Category or pool; repeat it.")
+@click.option("--hard", is_flag=True, help="Nothing that does not satisfy the conditions.")
 @click.option("--deadline-ms", type=click.IntRange(min=1), help="Milliseconds that the endpoint may take.")
 @command
 def retrieve(
-    url: str, items: tuple[str, ...], history: str | None, seen: str, excluded: tuple[str, ...], **asked: Any
+    url: str,
+    items: tuple[str, ...],
+    history: str | None,
+    seen: str,
+    excluded: tuple[str, ...],
+    conditions: tuple[str, ...],
+    hard: bool,
+    **asked: Any,
 ) -> None:
     """Ask a running endpoint for items.
 
@@ -251,9 +231,10 @@ def retrieve(
         history=history or list(items),
         exclude_seen=seen == "removed",
         exclude_item_ids=list(excluded),
+        conditions=[{"any_of": list(conditions), "hard": hard}] if conditions else [],
         **asked,
     )
-    _show(answer, print_answer)
+    show(answer, print_answer)
 
 
 @cli.command()
@@ -273,7 +254,7 @@ def benchmark(suite: str, **chosen: Any) -> None:
 
     Example: farsight benchmark smoke
     """
-    _show(floors.start(floors.BENCHMARK, suite=suite, **chosen), print_suite)
+    show(floors.start(floors.BENCHMARK, suite=suite, **chosen), print_suite)
 
 
 @cli.command()
@@ -285,7 +266,7 @@ def doctor(path: str) -> None:
     Example: farsight doctor runs
     """
     result = floors.start("cluster.doctor:run", path=path)
-    _show(result, print_checks)
+    show(result, print_checks)
     if not result["ok"]:
         raise MachineError("this machine lacks something that Farsight needs: see the rows marked 'broken'")
 

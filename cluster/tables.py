@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from cluster.output import shown
@@ -41,6 +42,37 @@ def print_rankings(result: dict[str, Any]) -> None:
         print_table(title, ["model", *steps], curves)
 
 
+def print_conditional(result: dict[str, Any]) -> None:
+    """Every way to answer under a condition: hits, how much of the lists satisfies it, how often they are full."""
+    rows, protocol = result["rows"], result["protocol"]
+    cut_offs = sorted(int(name.partition("@")[2]) for name in rows[0] if name.startswith("ndcg@"))
+    columns = ["model", *(f"{metric}@{k}" for k in cut_offs[:2] for metric in ("hr", "ndcg", "cc", "fill"))]
+    title = f"{protocol['split']} split, condition by {protocol['condition']}, {rows[0]['users']:,} users"
+    print_table(f"{title}, seen items {protocol['seen']}", columns, rows)
+
+
+def print_inspection(result: dict[str, Any]) -> None:
+    """One user: the newest events, then an answer per head and condition."""
+    history = [{**event, "time": _moment(event["time"])} for event in result["history"]]
+    columns = ["event", "part", "time", "item_id", "title", "categories", "visible_from"]
+    print_table(f"User {result['user']}: the newest of {result['events']:,} events", _filled(columns, history), history)
+    for name, items in result["answers"].items():
+        rows = [{"rank": rank, **item} for rank, item in enumerate(items, start=1)]
+        columns = ["rank", "item_id", "title", "categories"]
+        print_table(f"Answer of {name}, asked at {_moment(result['request_time'])}", _filled(columns, rows), rows)
+    if "picture" in result:
+        print(f"mask: {result['picture']}")
+
+
+def _filled(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns that say something in any row."""
+    return [name for name in columns if any(row.get(name) not in (None, "") for row in rows)]
+
+
+def _moment(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"
+
+
 def print_suite(result: dict[str, Any]) -> None:
     """Accuracy of every row of a suite under its first protocol, by data set; the rest is in the report."""
     for data in result["data"].values():
@@ -63,7 +95,7 @@ def print_checks(result: dict[str, Any]) -> None:
 def print_answer(answer: dict[str, Any]) -> None:
     """The items of an answer, best first."""
     rows = [{"rank": rank, **item} for rank, item in enumerate(answer["items"], start=1)]
-    columns = [name for name in ("rank", "item_id", "score", "title") if any(row.get(name) for row in rows)]
+    columns = _filled(["rank", "item_id", "score", "title", "condition"], rows)
     title = f"Release {answer['release']}, from {answer['history_events_used']} events"
     if answer["unknown_items"]:
         title += f", {answer['unknown_items']} unknown left out"

@@ -152,9 +152,18 @@ class Retriever(nn.Module):
         if self.conditioning is not None:
             nothing_B1 = torch.zeros_like(batch["lengths_B"])[:, None]
             return self.conditioned_query_vectors(batch, nothing_B1)[:, 0]
-        trunk, last_B1 = self._last(batch)
-        rows_B1D = rows_at(trunk.layers[-1], last_B1)
-        return functional.normalize(self.branches[0](trunk.layers[-1], trunk.view.at(last_B1), rows_B1D)[:, 0], dim=-1)
+        return functional.normalize(self._last_hidden(batch, self.branches[0])[:, 0], dim=-1)
+
+    def head_query_vectors(self, batch: Batch) -> Float[Tensor, "B K D"]:
+        """L2-normalised query vectors after the last event of each history, one per item ahead."""
+        if self.linear_heads is not None:
+            heads = self.linear_heads(self._last_hidden(batch, self.branches[0]))
+        elif self.conditioning is not None:
+            nothing_B1 = torch.zeros_like(batch["lengths_B"])[:, None]
+            heads = [self._told(batch, branch, nothing_B1) for branch in self.branches]
+        else:
+            heads = [self._last_hidden(batch, branch) for branch in self.branches]
+        return functional.normalize(torch.cat(list(heads), 1), dim=-1)
 
     def conditioned_query_vectors(self, batch: Batch, conditions_BP: Int[Tensor, "B P"]) -> Float[Tensor, "B P D"]:
         """L2-normalised query vectors after the last event of each history, one per condition.
@@ -164,12 +173,22 @@ class Retriever(nn.Module):
         Args:
             conditions_BP: codes of `data.conditions.Conditions`; 0 asks for nothing.
         """
+        return functional.normalize(self._told(batch, self.branches[0], conditions_BP), dim=-1)
+
+    def _told(self, batch: Batch, branch: nn.Module, conditions_BP: Tensor) -> Float[Tensor, "B P D"]:
         assert self.conditioning is not None  # who has no conditions offers none
         trunk, last_B1 = self._last(batch)
         places_BP = last_B1.expand_as(conditions_BP)
-        blocks, branch = list(self.encoder.blocks), self.branches[0]
-        hidden_BPD = self.conditioning.conditioner(trunk, blocks, branch, places_BP, conditions_BP)
-        return functional.normalize(hidden_BPD, dim=-1)
+        told_BPD: Tensor = self.conditioning.conditioner(
+            trunk, list(self.encoder.blocks), branch, places_BP, conditions_BP
+        )
+        return told_BPD
+
+    def _last_hidden(self, batch: Batch, branch: nn.Module) -> Float[Tensor, "B 1 D"]:
+        trunk, last_B1 = self._last(batch)
+        x_BLD = trunk.layers[-1]
+        hidden_B1D: Tensor = branch(x_BLD, trunk.view.at(last_B1), rows_at(x_BLD, last_B1))
+        return hidden_B1D
 
     def item_vectors(self, rows: Int[Tensor, "..."]) -> Float[Tensor, "... D"]:
         """L2-normalised vector of each item row."""

@@ -1,7 +1,7 @@
 """A client of a running endpoint."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ def run(
     request_time: int | None = None,
     exclude_seen: bool = True,
     exclude_item_ids: Sequence[str] = (),
+    conditions: Sequence[Mapping[str, Any]] = (),
     deadline_ms: int | None = None,
     timeout_seconds: float = 30,
 ) -> dict[str, Any]:
@@ -36,6 +37,7 @@ def run(
         history: item ids, oldest first; or the path of a JSON file that holds a list of ids or of
             events (`item_id`, `timestamp`, `action`).
         request_time: seconds UTC; the server's clock if None.
+        conditions: what the answer should satisfy: `any_of` or `own_top`, and perhaps `weight` and `hard`.
         deadline_ms: milliseconds for the server; its own default if None.
         timeout_seconds: how long this client waits for each step of the connection.
 
@@ -48,6 +50,8 @@ def run(
     body: dict[str, Any] = {"history": _events(history), "k": k, "exclude_seen": exclude_seen}
     if exclude_item_ids:
         body["exclude_item_ids"] = list(exclude_item_ids)
+    if conditions:
+        body["conditions"] = [dict(condition) for condition in conditions]
     if request_time is not None:
         body["request_time"] = request_time
     if deadline_ms is not None:

@@ -17,7 +17,8 @@ from cluster.output import shown
 from data.errors import ArtifactError, DatasetError, EndpointError, FarsightError, LogError, MachineError, RecipeError
 
 ROOT = Path(__file__).resolve().parents[1]
-SUBCOMMANDS = ["simulate", "import", "ingest", "train", "evaluate", "index", "serve", "retrieve", "benchmark", "doctor"]
+SUBCOMMANDS = ["simulate", "import", "ingest", "gaps", "train", "evaluate", "inspect", "index", "serve", "retrieve"]
+SUBCOMMANDS += ["benchmark", "doctor"]
 Started = list[tuple[str, dict[str, Any]]]
 
 
@@ -67,7 +68,7 @@ def test_help_is_quick_and_loads_neither_torch_nor_ray() -> None:
 
 def test_entry_points_are_where_the_command_line_looks_for_them() -> None:
     entries = [value for name, value in vars(floors).items() if name.isupper()]
-    assert len(entries) == 11
+    assert len(entries) == 14
     for entry in entries:
         module, _, function = entry.partition(":")
         text = (ROOT / (module.replace(".", "/") + ".py")).read_text() if not module.startswith("ray") else ""

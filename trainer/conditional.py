@@ -13,10 +13,12 @@ conditioned, filtered       the same among the items that satisfy it
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -30,6 +32,7 @@ from data.errors import ArtifactMismatch, DatasetError
 from data.gaps import measure_gaps
 from data.ragged import IntArray
 from data.settings import Recipe, read_section
+from data.storage import MANIFEST, published_directory, write_json
 from modeling.artifact import Artifact
 from modeling.metrics import hide, top_rows
 from modeling.retriever import Retriever
@@ -37,6 +40,9 @@ from trainer.baselines import Popularity
 from trainer.evaluation import Ranked, Scorer, evaluate_cases
 from trainer.observers import Means, UserMetrics
 from trainer.settings import EvaluateSettings
+
+KIND = "user_metrics"
+FORMAT_VERSION = 1
 
 Choice = Literal["oracle", "favourite", "rare"]
 
@@ -55,6 +61,7 @@ def run(
     condition: Choice,
     split: Split = "test",
     recipe: Recipe | None = None,
+    users_out: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Evaluate an artifact under conditions.
@@ -64,11 +71,12 @@ def run(
         condition: oracle: one of the conditions of the user's first target, drawn; favourite: the category
             that most of the visible history has; rare: one of those that the least of it has.
         recipe: its `evaluate` section holds cut-offs and protocol.
+        users_out: directory to write, with `NAME.parquet` per row: the metrics of every user.
         seed: of the conditions that are drawn.
 
     Returns:
         `protocol` and `rows`: accuracy, `cc@k` (of the shown items, those that satisfy the condition),
-        `fill@k` (users with k items shown), and per-user metrics of each row under `users`.
+        `fill@k` (share of the users with k items shown).
 
     Raises:
         ArtifactMismatch: the dataset has another vocabulary, or the catalogue names no condition.
@@ -82,48 +90,19 @@ def run(
     conditions = opened.conditions()
     if not conditions.names:
         raise ArtifactMismatch(f"{artifact}: its catalogue names no category, so there is no condition to ask under")
-    retriever = opened.load_retriever()
-    asked = [
-        batch
-        for batch in conditioned_cases(
-            split_cases(
-                prepared,
-                split,
-                users_per_batch=settings.users_per_batch,
-                gap_seconds=int(settings.gap_seconds),
-                request_time=settings.request_time,
-                min_events=1,
-            ),
-            conditions,
-            choice=condition,
-            seed=seed,
-        )
-        if len(batch)
-    ]
+    everyone = split_cases(
+        prepared,
+        split,
+        users_per_batch=settings.users_per_batch,
+        gap_seconds=int(settings.gap_seconds),
+        request_time=settings.request_time,
+        min_events=1,
+    )
+    asked = [batch for batch in conditioned_cases(everyone, conditions, choice=condition, seed=seed) if len(batch)]
     if not asked:
         raise DatasetError(f"{dataset}: no user has a {split} target under such a condition")
-    remove_seen = settings.seen == "removed"
-    ways = Ways(
-        retriever,
-        conditions,
-        prepared,
-        max_events=opened.max_events,
-        longest=max(settings.ks),
-        remove_seen=remove_seen,
-    )
-    rows, users = [], {}
-    for name, scorer in ways.scorers().items():
-        compliance, metrics = Compliance(conditions, settings.ks), UserMetrics()
-        totals = evaluate_cases(
-            scorer,
-            tqdm(asked, desc=name, unit="batch", disable=None),
-            num_rows=prepared.num_rows,
-            ks=settings.ks,
-            remove_seen=remove_seen,
-            observers=[compliance, metrics],
-        )
-        rows.append({"model": name, **totals.means(), **compliance.figures()})
-        users[name] = metrics.table()
+    ways = Ways(opened.load_retriever(), conditions, prepared, settings, max_events=opened.max_events)
+    rows = _rows(ways, asked, conditions, settings, users_out)
     protocol = {
         "split": split,
         "condition": condition,
@@ -133,7 +112,34 @@ def run(
         "conditions": len(conditions.names),
         "targets": "those that satisfy the condition at the time of the request",
     }
-    return {"dataset": dataset, "artifact": opened.content_hash, "protocol": protocol, "rows": rows, "users": users}
+    return {"dataset": dataset, "artifact": opened.content_hash, "protocol": protocol, "rows": rows}
+
+
+def _rows(
+    ways: "Ways",
+    asked: list[ConditionedCases],
+    conditions: Conditions,
+    settings: EvaluateSettings,
+    users_out: str | None,
+) -> list[dict[str, Any]]:
+    rows = []
+    with nullcontext() if users_out is None else published_directory(users_out) as directory:
+        for name, scorer in ways.scorers().items():
+            compliance, metrics = Compliance(conditions, settings.ks), UserMetrics()
+            totals = evaluate_cases(
+                scorer,
+                tqdm(asked, desc=name, unit="batch", disable=None),
+                num_rows=len(conditions.first_seen_V),
+                ks=settings.ks,
+                remove_seen=settings.seen == "removed",
+                observers=[compliance, metrics],
+            )
+            rows.append({"model": name, **totals.means(), **compliance.figures()})
+            if directory is not None:
+                pq.write_table(metrics.table(), directory / f"{name}.parquet")
+        if directory is not None:
+            write_json(directory / MANIFEST, {"kind": KIND, "format_version": FORMAT_VERSION, "rows": rows})
+    return rows
 
 
 def conditioned_cases(
@@ -185,17 +191,16 @@ class Ways:
         retriever: Retriever,
         conditions: Conditions,
         dataset: PreparedDataset,
+        settings: EvaluateSettings,
         *,
         max_events: int,
-        longest: int,
-        remove_seen: bool,
     ) -> None:
         self._retriever = retriever
         self._conditions = conditions
         self._popularity = Popularity(dataset)
         self._max_events = max_events
-        self._longest = longest
-        self._remove_seen = remove_seen
+        self._longest = max(settings.ks)
+        self._remove_seen = settings.seen == "removed"
         with torch.inference_mode():
             self._items_VD = retriever.item_vectors(torch.arange(dataset.num_rows))
 
