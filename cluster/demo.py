@@ -24,6 +24,8 @@ from cluster.output import set_up_logging
 from cluster.recipe_files import find_recipe, read_recipe, split_words
 
 HISTORY_EVENTS = 8
+# Laid over the recipe for the second stage, which teaches the trained model to follow conditions.
+FINE_TUNING = ("model.condition={kind: cgsa}", "train.epochs=2", "train.optimizer.learning_rate=3.0e-4")
 # The answer is wanted this long after the history's last event.
 SECONDS_LATER = 60
 
@@ -31,21 +33,26 @@ SECONDS_LATER = 60
 def walk(recipe: str, overrides: Sequence[str] = ()) -> None:
     """Go the whole path with a shipped recipe that has a `simulate` section."""
     run = Path("runs") / find_recipe(recipe).stem
-    log, dataset, artifact, release = run / "log", run / "dataset", run / "train" / "artifact", run / "release"
+    log, dataset, release = run / "log", run / "dataset", run / "release"
+    pretrained, artifact = run / "train" / "artifact", run / "fine_tuning" / "artifact"
     words = [recipe, *overrides]
     shutil.rmtree(run, ignore_errors=True)
     started = time.monotonic()
     _command(["simulate", "--out", str(log), *words])
     _command(["ingest", *words])
     _command(["train", *words])
+    places = [f"train.start_from={pretrained}", f"train.run_dir={artifact.parent}"]
+    _command(["train", *words, *places, *FINE_TUNING])
     _command(["index", "--artifact", str(artifact), "--dataset", str(dataset), "--out", str(release), *words])
     with _endpoint(release, words) as url:
         oracle = f"oracle={log / 'oracle.parquet'}"
         asked = ["evaluate", "--artifact", str(artifact), "--dataset", str(dataset), "--rankings", oracle]
         _command([*asked, *words])
         history = run / "history.json"
-        request_time = _write_one_history(log, history)
-        _command(["retrieve", "--url", url, "--history", str(history), "--request-time", str(request_time)])
+        request_time, category = _write_one_history(log, history)
+        question = ["retrieve", "--url", url, "--history", str(history), "--request-time", str(request_time)]
+        _command(question)
+        _command([*question, "--condition", category])
     click.echo(f"\nthe whole path took {time.monotonic() - started:.0f} s; everything is in {run}/")
 
 
@@ -74,18 +81,20 @@ def _endpoint(release: Path, words: Sequence[str]) -> Iterator[str]:
             floors.start(floors.STOP_SERVING)
 
 
-def _write_one_history(log: Path, path: Path) -> int:
-    """Write the newest events of the user whose event is last in the log, show them, and return when to ask."""
+def _write_one_history(log: Path, path: Path) -> tuple[int, str]:
+    """Write the newest events of the user whose event is last in the log, show them; when to ask, and for what."""
     shard = max((log / "events").iterdir())
     columns = ["user_id", "item_id", "timestamp", "action"]
     rows = pq.read_table(shard, columns=columns).to_pylist()
     user = rows[-1]["user_id"]
     events = [{name: row[name] for name in columns[1:]} for row in rows if row["user_id"] == user][-HISTORY_EVENTS:]
     path.write_text(json.dumps(events, indent=2), encoding="utf-8")
-    titles = {row["item_id"]: row.get("title") for row in pq.read_table(log / "catalogue.parquet").to_pylist()}
-    seen = ", ".join(f"{event['item_id']} ({titles[event['item_id']]})" for event in events)
+    catalogue = {row["item_id"]: row for row in pq.read_table(log / "catalogue.parquet").to_pylist()}
+    seen = ", ".join(f"{event['item_id']} ({catalogue[event['item_id']].get('title')})" for event in events)
     click.echo(f"\nuser {user} has lately seen: {seen}")
-    return int(events[-1]["timestamp"]) + SECONDS_LATER
+    # Not of the newest event, whose like the answer would hold anyway.
+    category = catalogue[events[0]["item_id"]]["categories"][-1]
+    return int(events[-1]["timestamp"]) + SECONDS_LATER, category
 
 
 def main() -> None:

@@ -48,8 +48,11 @@ def test_unknown_settings_are_refused_by_name(name: str, section: str) -> None:
 def test_everything_of_a_recipe_lives_under_its_own_folder(name: str) -> None:
     recipe = read_recipe(name)
     places = [recipe["ingest"]["log"], recipe["ingest"]["out"], recipe["train"]["dataset"], recipe["train"]["run_dir"]]
-    assert all(Path(place).parts[:2] == ("runs", name) for place in places)
+    before = recipe["train"].get("start_from")  # a second stage shares the dataset of the first
+    first = name if before is None else Path(before).parts[1]
+    assert [Path(place).parts[:2] for place in places] == [("runs", first)] * 3 + [("runs", name)]
     assert recipe["ingest"]["out"] == recipe["train"]["dataset"]
+    assert before is None or read_recipe(first)["train"]["run_dir"] == str(Path(before).parent)
 
 
 @pytest.mark.parametrize("kind", KINDS.values())
