@@ -141,7 +141,19 @@ class Retriever(nn.Module):
         times_BLK = following(trunk.batch["query_times_BL"], len(self.branches))
         for head, branch in enumerate(self.branches):
             conditions_BL = self.conditioning.draw(plan.labels_BLK[..., head], times_BLK[..., head], generator)
-            yield self.conditioning.conditioner(trunk, list(self.encoder.blocks), branch, places_BL, conditions_BL)
+            yield self._told(trunk, branch, places_BL, conditions_BL)
+
+    def _told(
+        self, trunk: Trunk, branch: nn.Module, places_BR: Int[Tensor, "B R"], conditions_BR: Int[Tensor, "B R"]
+    ) -> Float[Tensor, "B R D"]:
+        """Hidden vectors of rows that stand at events, each told a condition; without conditions, of the events."""
+        x_BLD = trunk.layers[-1]
+        if self.conditioning is None:
+            hidden_BRD: Tensor = branch(x_BLD, trunk.view.at(places_BR), rows_at(x_BLD, places_BR))
+        else:
+            blocks = list(self.encoder.blocks)
+            hidden_BRD = self.conditioning.conditioner(trunk, blocks, branch, places_BR, conditions_BR)
+        return hidden_BRD
 
     def query_vectors(self, batch: Batch) -> Float[Tensor, "B D"]:
         """L2-normalised query vector after the last event of each history: that of the first head.
@@ -149,21 +161,18 @@ class Retriever(nn.Module):
         A history without events gets the vector of a padding event; callers answer those from
         popularity instead.
         """
-        if self.conditioning is not None:
-            nothing_B1 = torch.zeros_like(batch["lengths_B"])[:, None]
-            return self.conditioned_query_vectors(batch, nothing_B1)[:, 0]
-        return functional.normalize(self._last_hidden(batch, self.branches[0])[:, 0], dim=-1)
+        trunk, last_B1 = self._last(batch)
+        return functional.normalize(
+            self._told(trunk, self.branches[0], last_B1, torch.zeros_like(last_B1))[:, 0], dim=-1
+        )
 
     def head_query_vectors(self, batch: Batch) -> Float[Tensor, "B K D"]:
         """L2-normalised query vectors after the last event of each history, one per item ahead."""
+        trunk, last_B1 = self._last(batch)
+        heads = [self._told(trunk, branch, last_B1, torch.zeros_like(last_B1)) for branch in self.branches]
         if self.linear_heads is not None:
-            heads = self.linear_heads(self._last_hidden(batch, self.branches[0]))
-        elif self.conditioning is not None:
-            nothing_B1 = torch.zeros_like(batch["lengths_B"])[:, None]
-            heads = [self._told(batch, branch, nothing_B1) for branch in self.branches]
-        else:
-            heads = [self._last_hidden(batch, branch) for branch in self.branches]
-        return functional.normalize(torch.cat(list(heads), 1), dim=-1)
+            heads = list(self.linear_heads(heads[0]))
+        return functional.normalize(torch.cat(heads, 1), dim=-1)
 
     def conditioned_query_vectors(self, batch: Batch, conditions_BP: Int[Tensor, "B P"]) -> Float[Tensor, "B P D"]:
         """L2-normalised query vectors after the last event of each history, one per condition.
@@ -173,22 +182,10 @@ class Retriever(nn.Module):
         Args:
             conditions_BP: codes of `data.conditions.Conditions`; 0 asks for nothing.
         """
-        return functional.normalize(self._told(batch, self.branches[0], conditions_BP), dim=-1)
-
-    def _told(self, batch: Batch, branch: nn.Module, conditions_BP: Tensor) -> Float[Tensor, "B P D"]:
         assert self.conditioning is not None  # who has no conditions offers none
         trunk, last_B1 = self._last(batch)
         places_BP = last_B1.expand_as(conditions_BP)
-        told_BPD: Tensor = self.conditioning.conditioner(
-            trunk, list(self.encoder.blocks), branch, places_BP, conditions_BP
-        )
-        return told_BPD
-
-    def _last_hidden(self, batch: Batch, branch: nn.Module) -> Float[Tensor, "B 1 D"]:
-        trunk, last_B1 = self._last(batch)
-        x_BLD = trunk.layers[-1]
-        hidden_B1D: Tensor = branch(x_BLD, trunk.view.at(last_B1), rows_at(x_BLD, last_B1))
-        return hidden_B1D
+        return functional.normalize(self._told(trunk, self.branches[0], places_BP, conditions_BP), dim=-1)
 
     def item_vectors(self, rows: Int[Tensor, "..."]) -> Float[Tensor, "... D"]:
         """L2-normalised vector of each item row."""
