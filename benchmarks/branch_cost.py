@@ -17,13 +17,12 @@ import pyarrow as pa
 import torch
 
 from benchmarks.report import parser, publish, run
-from benchmarks.throughput import random_batch
+from benchmarks.throughput import NUM_ITEMS, random_batch
 from data.batch import Batch, to_device
 from modeling.build import build_retriever
 from modeling.retriever import Retriever
 from modeling.settings import ModelSettings
 
-NUM_ITEMS = 20_000
 CATEGORIES = [f"c{number:02d}" for number in range(20)]
 CONDITIONS = (1, 2, 4, 8)
 HEADS = (2, 4)

@@ -21,6 +21,7 @@ import trainer.conditional
 import trainer.train
 from benchmarks.report import parser, publish, run
 from data.dataset import PreparedDataset
+from data.settings import apply_override
 from modeling.artifact import Artifact
 from serve.answer import Query
 from serve.engine import Engine
@@ -52,7 +53,10 @@ def main() -> None:
     gap = report["data"][chosen.data]["figures"]["gap"]
     hits = {row: gap[row]["hr@10"]["mean"] for row in ROWS}
     folder = chosen.out / chosen.data
-    tuned = {kind: [fine_tuned(folder, chosen.pretrained, kind, seed) for seed in seeds] for kind in chosen.kinds}
+    tuned = {
+        kind: [fine_tuned(folder, chosen.pretrained, kind, seed, chosen.overrides) for seed in seeds]
+        for kind in chosen.kinds
+    }
     tables = {kind: conditional_table(folder, places) for kind, places in tuned.items()}
     plain = conditional_table(folder, [folder / chosen.pretrained / f"seed-{seed}" / "artifact" for seed in seeds])
     relative = {
@@ -73,28 +77,27 @@ def main() -> None:
     publish("climber_pilot", {"data": chosen.data, **figures}, chosen)
 
 
-def fine_tuned(folder: Path, pretrained: str, kind: str, seed: int) -> Path:
+def fine_tuned(folder: Path, pretrained: str, kind: str, seed: int, overrides: list[str]) -> Path:
     """The artifact of one way to take a condition, trained from a pre-trained one unless it stands."""
     start = folder / pretrained / f"seed-{seed}" / "artifact"
     run_dir = folder / f"{pretrained}_{kind}" / f"seed-{seed}"
     settings = Artifact.open(start).settings.model_dump(mode="json")
-    result = trainer.train.run(
-        {
-            "model": {**settings, "condition": {"kind": kind}},
-            "train": {
-                "dataset": str(folder / "dataset"),
-                "run_dir": str(run_dir),
-                "start_from": str(start),
-                "seed": seed,
-                "epochs": 4,
-                "events_per_batch": 4096,
-                "evaluate_every_epochs": 4,
-                "optimizer": {"learning_rate": 3e-4, "decay": "cosine"},
-                "tracking": {"wandb": "disabled"},
-            },
-        }
-    )
-    return Path(result["artifact"])
+    recipe: dict[str, Any] = {
+        "model": {**settings, "condition": {"kind": kind}},
+        "train": {
+            "dataset": str(folder / "dataset"),
+            "run_dir": str(run_dir),
+            "start_from": str(start),
+            "seed": seed,
+            "events_per_batch": 4096,
+            "tracking": {"wandb": "disabled"},
+        },
+    }
+    for override in overrides:
+        apply_override(recipe, override)
+    recipe["train"] |= {"epochs": 4, "evaluate_every_epochs": 4}
+    recipe["train"]["optimizer"] = {"learning_rate": 3e-4, "decay": "cosine"}
+    return Path(trainer.train.run(recipe)["artifact"])
 
 
 def conditional_table(folder: Path, artifacts: list[Path]) -> dict[str, dict[str, float]]:
