@@ -12,6 +12,7 @@ the user's next item. With --quick one seed, otherwise three.
 import shutil
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 

@@ -35,8 +35,8 @@ CONDITION = click.Choice(["oracle", "favourite", "rare"])
 def cli() -> None:
     """Generative retrieval, from log files to a served endpoint, on Ray.
 
-    A RECIPE is a YAML file, or the name of one that is shipped: demo, smoke, movielens_1m_cpu. Every setting can be
-    given on the command line as section.name=value.
+    A RECIPE is a YAML file, or the name of one that is shipped: demo, smoke, movielens_1m_cpu, climber_pilot_pretrain,
+    climber_pilot_sft. Every setting can be given on the command line as section.name=value.
     """
 
 

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ import pytest
 import ray.serve
 
 from data.errors import EndpointError, MachineError
+from modeling.settings import ConditionSettings
 from serve import client
 from serve.answer import Query
 from serve.app import _wait_for_signal, run
 from serve.engine import Engine
+from serve.instructions import Wish
 from serve.release import run as build_release
 from tests.ports import free_port
 from tests.small_world import ACTIONS, NUM_ITEMS, START, item_id, write_artifact, write_dataset
@@ -38,7 +40,7 @@ SETTINGS = {
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("serve")
     dataset = write_dataset(place / "dataset")
-    artifact = write_artifact(place / "artifact", dataset)
+    artifact = write_artifact(place / "artifact", dataset, condition=ConditionSettings())
     build_release(str(artifact.directory), str(place / "release"), {}, dataset=str(dataset.directory))
     return place / "release"
 
@@ -65,15 +67,19 @@ def history(seed: int) -> list[dict[str, Any]]:
     ]
 
 
-def in_process(engine: Engine, events: list[dict[str, Any]], k: int) -> list[str]:
-    query = Query(
+def query_of(events: list[dict[str, Any]], k: int, wishes: Sequence[Wish] = ()) -> Query:
+    return Query(
         item_ids=[event["item_id"] for event in events],
         timestamps=[event["timestamp"] for event in events],
         actions=[event.get("action") for event in events],
         k=k,
         request_time=START + 5_000,
+        wishes=wishes,
     )
-    return engine.answer([query])[0].item_ids
+
+
+def in_process(engine: Engine, events: list[dict[str, Any]], k: int) -> list[str]:
+    return engine.answer([query_of(events, k)])[0].item_ids
 
 
 def post_all(url: str, bodies: list[dict[str, Any]]) -> list[httpx.Response]:
@@ -97,6 +103,27 @@ def test_concurrent_answers_equal_those_of_the_release_in_process(url: str, rele
         assert content["fallback"] is None
         assert [item["item_id"] for item in content["items"]] == in_process(engine, events, body["k"])
         assert content["items"][0]["title"] == f"Title {int(content['items'][0]['item_id'][1:])}"
+
+
+def test_conditions_over_http_equal_those_in_process_beside_requests_without(url: str, release: Path) -> None:
+    engine = Engine.open(release)
+    asked: list[list[dict[str, Any]]] = [
+        [{"any_of": ["even"], "hard": True}],
+        [],
+        [{"any_of": ["odd", "tenth"], "weight": 3}, {"own_top": 1, "hard": True}],
+        [{"any_of": ["tenth"], "hard": True}],
+    ]
+    bodies = [
+        {"history": history(9), "k": 8, "request_time": START + 5_000, "conditions": conditions} for conditions in asked
+    ]
+    for conditions, response in zip(asked, post_all(url, bodies), strict=True):
+        wishes = [Wish(**condition) for condition in conditions]
+        [expected] = engine.answer([query_of(history(9), 8, wishes)])
+        items = response.json()["items"]
+        assert [item["item_id"] for item in items] == expected.item_ids
+        assert [item["condition"] for item in items] == expected.conditions
+    with pytest.raises(EndpointError, match=r"422, expected 200; conditions\.0\.any_of\.0: no category or pool"):
+        client.run(url, [], conditions=[{"any_of": ["western"]}])
 
 
 def test_fallback_and_unknown_items_are_marked(url: str) -> None:
