@@ -90,6 +90,12 @@ class TrainSettings(Settings):
     workers: WorkerSettings = Field(WorkerSettings(), description="Ray Train workers")
     tracking: TrackingSettings = Field(TrackingSettings(), description="W&B and logging")
 
+    @model_validator(mode="after")
+    def _nothing_to_freeze(self) -> "TrainSettings":
+        if self.frozen != "nothing" and self.start_from is None:
+            raise ValueError(f"frozen {self.frozen} keeps what start_from gives; set start_from, or freeze nothing")
+        return self
+
 
 class EvaluateSettings(Settings):
     """The `evaluate` section. Of it, validation during training goes by `seen` and `users_per_batch` alone."""
