@@ -9,28 +9,13 @@ fine-tuned once per way to take a condition, and every way to answer is measured
 the user's next item. With --quick one seed, otherwise three.
 """
 
-import shutil
-import statistics
 from pathlib import Path
-from typing import Any
-
-import pyarrow.compute as pc
 
 import cluster.benchmark
-import serve.release
-import trainer.conditional
-import trainer.train
+from benchmarks.conditions import KINDS, compared, conditional_table, fine_tuned, hard_compliance
 from benchmarks.report import parser, publish, run
-from data.dataset import PreparedDataset
-from data.settings import apply_override
-from modeling.artifact import Artifact
-from serve.answer import Query
-from serve.engine import Engine
-from serve.instructions import Wish
 
 ROWS = ("next_item", "multi_item", "faithful", "strict")
-KINDS = ("cgsa", "adaln", "head", "token")
-METRICS = ("hr@10", "hr@50", "ndcg@10", "cc@10", "cc@50", "fill@10", "fill@50")
 
 
 def main() -> None:
@@ -54,90 +39,27 @@ def main() -> None:
     gap = report["data"][chosen.data]["figures"]["gap"]
     hits = {row: gap[row]["hr@10"]["mean"] for row in ROWS}
     folder = chosen.out / chosen.data
+    dataset = folder / "dataset"
+    starts = [folder / chosen.pretrained / f"seed-{seed}" / "artifact" for seed in seeds]
     tuned = {
-        kind: [fine_tuned(folder, chosen.pretrained, kind, seed, chosen.overrides) for seed in seeds]
+        kind: [
+            fine_tuned(start, dataset, kind, seed, chosen.overrides) for start, seed in zip(starts, seeds, strict=True)
+        ]
         for kind in chosen.kinds
     }
-    tables = {kind: conditional_table(folder, places) for kind, places in tuned.items()}
-    plain = conditional_table(folder, [folder / chosen.pretrained / f"seed-{seed}" / "artifact" for seed in seeds])
+    plain = conditional_table(dataset, starts)
+    tables = {kind: conditional_table(dataset, places) for kind, places in tuned.items()}
     relative = {
         "gap_tamip_over_mip": hits["faithful"] / hits["multi_item"] - 1,
         "gap_strict_over_mip": hits["strict"] / hits["multi_item"] - 1,
         "gap_strict_over_faithful": hits["strict"] / hits["faithful"] - 1,
         "gap_strict_over_next_item": hits["strict"] / hits["next_item"] - 1,
+        **compared(plain, tables),
     }
-    if "cgsa" in tables:
-        told, filtered = tables["cgsa"]["conditioned"], tables["cgsa"]["conditioned, filtered"]
-        if "adaln" in tables:
-            relative["cgsa_over_adaln"] = told["hr@50"] / tables["adaln"]["conditioned"]["hr@50"] - 1
-        if "head" in tables:
-            relative["cgsa_over_head"] = told["hr@50"] / tables["head"]["conditioned"]["hr@50"] - 1
-        relative["cgsa_prefilter_over_prefilter"] = filtered["hr@50"] / plain["plain, filtered"]["hr@50"] - 1
-        relative["hard_condition_compliance"] = hard_compliance(folder, tuned["cgsa"][0])
+    if "cgsa" in tuned:
+        relative["hard_condition_compliance"] = hard_compliance(dataset, tuned["cgsa"][0])
     figures = {**relative, "gap_hr@10": hits, "pretrained": plain, "fine_tuned": tables, "seeds": seeds}
     publish("climber_pilot", {"data": chosen.data, **figures}, chosen)
-
-
-def fine_tuned(folder: Path, pretrained: str, kind: str, seed: int, overrides: list[str]) -> Path:
-    """The artifact of one way to take a condition, trained from a pre-trained one unless it stands."""
-    start = folder / pretrained / f"seed-{seed}" / "artifact"
-    run_dir = folder / f"{pretrained}_{kind}" / f"seed-{seed}"
-    settings = Artifact.open(start).settings.model_dump(mode="json")
-    recipe: dict[str, Any] = {
-        "model": {**settings, "condition": {"kind": kind}},
-        "train": {
-            "dataset": str(folder / "dataset"),
-            "run_dir": str(run_dir),
-            "start_from": str(start),
-            "seed": seed,
-            "events_per_batch": 4096,
-            "tracking": {"wandb": "disabled"},
-        },
-    }
-    for override in overrides:
-        apply_override(recipe, override)
-    recipe["train"] |= {"epochs": 4, "evaluate_every_epochs": 4}
-    recipe["train"]["optimizer"] = {"learning_rate": 3e-4, "decay": "cosine"}
-    return Path(trainer.train.run(recipe)["artifact"])
-
-
-def conditional_table(folder: Path, artifacts: list[Path]) -> dict[str, dict[str, float]]:
-    """Every way to answer, means over the seeds."""
-    recipe = {"evaluate": {"ks": [10, 50]}}
-    reports = [
-        trainer.conditional.run(str(place), str(folder / "dataset"), condition="oracle", recipe=recipe)["rows"]
-        for place in artifacts
-    ]
-    table = {}
-    for rows in zip(*reports, strict=True):
-        means = {name: statistics.fmean(row[name] for row in rows) for name in METRICS}
-        if len(rows) > 1:
-            means["hr@50 deviation"] = statistics.stdev(row["hr@50"] for row in rows)
-        table[rows[0]["model"]] = means
-    return table
-
-
-def hard_compliance(folder: Path, artifact: Path, *, users: int = 200) -> float:
-    """Share of the served items that satisfy the hard condition that was asked for."""
-    release = artifact.parent / "release"
-    shutil.rmtree(release, ignore_errors=True)
-    serve.release.run(str(artifact), str(release), {"index": {}})
-    engine, dataset = Engine.open(release), PreparedDataset.open(folder / "dataset")
-    catalogue = dataset.catalogue()
-    item_ids = catalogue.column("item_id").to_pylist()
-    categories = dict(zip(item_ids, catalogue.column("categories").to_pylist(), strict=True))
-    names = sorted(set(pc.list_flatten(catalogue.column("categories")).to_pylist()))
-    shown = fitting = 0
-    for table in dataset.history_tables(["items", "times"]):
-        for number, row in enumerate(table.slice(0, users).to_pylist()):
-            name = names[number % len(names)]
-            history = [item_ids[item - 1] for item in row["items"]]
-            query = Query(history, 50, row["times"][-1], timestamps=row["times"], wishes=[Wish([name], hard=True)])
-            [answer] = engine.answer([query])
-            shown += len(answer.item_ids)
-            fitting += sum(name in categories[item] for item in answer.item_ids)
-        break
-    return fitting / shown
 
 
 if __name__ == "__main__":
