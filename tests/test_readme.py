@@ -69,7 +69,8 @@ def test_every_shell_block_of_the_readme_runs(
             outputs[words[0]] = result.stdout
     finally:
         ray.serve.shutdown()
-    assert set(outputs) == set(cli.commands) - {"simulate"}
+    # The plays need no simulator, and are too few to have bursts.
+    assert set(outputs) == set(cli.commands) - {"simulate", "gaps"}
     assert "popularity" in outputs["evaluate"]
     answer = json.loads(outputs["retrieve"])
     assert len(answer["items"]) == 2
