@@ -64,17 +64,23 @@ class Conditions:
         """The code of a condition; None if there is none of this name."""
         return self.names.index(name) + 1 if name in self.names else None
 
-    def items(self, code: int, at_seconds: int) -> npt.NDArray[np.bool_]:
-        """Which item rows satisfy a condition at a moment; of code 0, all items. Row 0 is no item.
+    def category_counts(self, rows_L: IntArray) -> IntArray:
+        """How many events of a history have each category; entry c is that of code c + 1."""
+        codes = self.category_codes_VG[rows_L].ravel()
+        return np.bincount(codes, minlength=self.num_categories + 1)[1 : self.num_categories + 1].astype(np.int64)
+
+    def satisfied(self, code: int, rows_N: IntArray, at_seconds: int | IntArray) -> npt.NDArray[np.bool_]:
+        """Whether items satisfied a condition at a moment; of code 0, any item does. Row 0 is no item.
 
         An item of which no event is known yet at that moment belongs to no pool.
         """
         if code == 0:
-            satisfied_V = np.ones(len(self.first_seen_V), bool)
-        elif code <= self.num_categories:
-            satisfied_V = (self.category_codes_VG == code).any(1)
-        else:
-            seconds = self.pool_seconds_P[code - self.num_categories - 1]
-            satisfied_V = (self.first_seen_V <= at_seconds) & (self.first_seen_V > at_seconds - seconds)
-        satisfied_V[0] = False
-        return satisfied_V
+            return rows_N > 0
+        if code <= self.num_categories:
+            return np.asarray((self.category_codes_VG[rows_N] == code).any(-1))
+        first_N, seconds = self.first_seen_V[rows_N], self.pool_seconds_P[code - self.num_categories - 1]
+        return np.asarray((rows_N > 0) & (first_N <= at_seconds) & (first_N > at_seconds - seconds))
+
+    def items(self, code: int, at_seconds: int) -> npt.NDArray[np.bool_]:
+        """Which item rows satisfy a condition at a moment."""
+        return self.satisfied(code, np.arange(len(self.first_seen_V)), at_seconds)

@@ -107,6 +107,13 @@ class Conditioner(nn.Module):
         """
         raise NotImplementedError
 
+    @staticmethod
+    def untold(trunk: Trunk, branch: nn.Module, places_BR: Int[Tensor, "B R"]) -> Float[Tensor, "B R D"]:
+        """What the branch makes of the rows without a condition."""
+        x_BLD = trunk.layers[-1]
+        hidden_BRD: Tensor = branch(x_BLD, trunk.view.at(places_BR), rows_at(x_BLD, places_BR))
+        return hidden_BRD
+
 
 def rows_at(x_BLD: Float[Tensor, "B L D"], places_BR: Int[Tensor, "B R"]) -> Float[Tensor, "B R D"]:
     """The vectors of some events of each history."""
@@ -158,8 +165,7 @@ class HeadEmbedding(Conditioner):
         places_BR: Int[Tensor, "B R"],
         conditions_BR: Int[Tensor, "B R"],
     ) -> Float[Tensor, "B R D"]:
-        x_BLD = trunk.layers[-1]
-        hidden_BRD = branch(x_BLD, trunk.view.at(places_BR), rows_at(x_BLD, places_BR))
+        hidden_BRD = self.untold(trunk, branch, places_BR)
         both = torch.cat([hidden_BRD, self.conditions(conditions_BR)], -1)
         answer_BRD: Tensor = hidden_BRD + self.layer_out(functional.silu(self.layer_in(both)))
         return answer_BRD
@@ -189,8 +195,7 @@ class AdaptiveNorm(Conditioner):
         places_BR: Int[Tensor, "B R"],
         conditions_BR: Int[Tensor, "B R"],
     ) -> Float[Tensor, "B R D"]:
-        x_BLD = trunk.layers[-1]
-        hidden_BRD = branch(x_BLD, trunk.view.at(places_BR), rows_at(x_BLD, places_BR))
+        hidden_BRD = self.untold(trunk, branch, places_BR)
         scale, shift, gate = self.modulation(functional.silu(self.conditions(conditions_BR))).chunk(3, -1)
         inner_BRD = functional.silu(self.layer_in(self.norm(hidden_BRD) * (1 + scale) + shift))
         answer_BRD: Tensor = hidden_BRD + gate * self.layer_out(inner_BRD)

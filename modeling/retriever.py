@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from data.batch import Batch
 from modeling.attention_bias import time_buckets
-from modeling.conditioning import Conditioning, Trunk, rows_at
+from modeling.conditioning import Conditioner, Conditioning, Trunk, rows_at
 from modeling.encoder import Encoder
 from modeling.foresight import Foresight, LinearHeads, Prediction, following, foresee, last_labels
 from modeling.losses import sampled_softmax
@@ -147,13 +147,11 @@ class Retriever(nn.Module):
         self, trunk: Trunk, branch: nn.Module, places_BR: Int[Tensor, "B R"], conditions_BR: Int[Tensor, "B R"]
     ) -> Float[Tensor, "B R D"]:
         """Hidden vectors of rows that stand at events, each told a condition; without conditions, of the events."""
-        x_BLD = trunk.layers[-1]
         if self.conditioning is None:
-            hidden_BRD: Tensor = branch(x_BLD, trunk.view.at(places_BR), rows_at(x_BLD, places_BR))
-        else:
-            blocks = list(self.encoder.blocks)
-            hidden_BRD = self.conditioning.conditioner(trunk, blocks, branch, places_BR, conditions_BR)
-        return hidden_BRD
+            return Conditioner.untold(trunk, branch, places_BR)
+        blocks = list(self.encoder.blocks)
+        told_BRD: Tensor = self.conditioning.conditioner(trunk, blocks, branch, places_BR, conditions_BR)
+        return told_BRD
 
     def query_vectors(self, batch: Batch) -> Float[Tensor, "B D"]:
         """L2-normalised query vector after the last event of each history: that of the first head.

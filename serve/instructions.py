@@ -83,8 +83,7 @@ def instructions(
 
 def _own(items_L: IntArray, conditions: Conditions, count: int) -> list[int]:
     """The user's most frequent categories, the alphabetically first of equals."""
-    codes = conditions.category_codes_VG[items_L].ravel()
-    counts = np.bincount(codes, minlength=conditions.num_categories + 1)[1 : conditions.num_categories + 1]
+    counts = conditions.category_counts(items_L)
     order = np.argsort(-counts, kind="stable")[:count]
     return [int(place) + 1 for place in order if counts[place]] or [0]
 

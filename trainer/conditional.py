@@ -154,13 +154,13 @@ def conditioned_cases(
             code = _chosen(batch, place, conditions, choice, random)
             if code is None:
                 continue
-            satisfied_V = conditions.items(code, at_seconds)
-            fitting = batch.targets[place][satisfied_V[batch.targets[place]]]
+            targets_T, following_F = batch.targets[place], batch.following[place]
+            fitting = targets_T[conditions.satisfied(code, targets_T, at_seconds)]
             if len(fitting):
                 kept.append(place)
                 codes.append(code)
                 targets.append(fitting)
-                following.append(batch.following[place][satisfied_V[batch.following[place]]])
+                following.append(following_F[conditions.satisfied(code, following_F, at_seconds)])
         columns = {field.name: [getattr(batch, field.name)[place] for place in kept] for field in fields(Cases)}
         yield ConditionedCases(**{**columns, "targets": targets, "following": following, "codes": codes})
 
@@ -169,13 +169,11 @@ def _chosen(
     batch: Cases, place: int, conditions: Conditions, choice: Choice, random: np.random.Generator
 ) -> int | None:
     if choice == "oracle":
-        item = batch.following[place][0]
-        pools = range(conditions.num_categories + 1, len(conditions.names) + 1)
-        possible = [int(code) for code in conditions.category_codes_VG[item] if code]
-        possible += [code for code in pools if conditions.items(code, batch.query_times[place])[item]]
+        item, at_seconds = batch.following[place][:1], batch.query_times[place]
+        codes = range(1, len(conditions.names) + 1)
+        possible = [code for code in codes if conditions.satisfied(code, item, at_seconds)[0]]
         return int(random.choice(possible)) if possible else None
-    codes = conditions.category_codes_VG[batch.items[place]].ravel()
-    counts = np.bincount(codes, minlength=conditions.num_categories + 1)[1 : conditions.num_categories + 1]
+    counts = conditions.category_counts(batch.items[place])
     if not len(counts):
         return None
     if choice == "favourite":
@@ -249,11 +247,7 @@ class Ways:
         cut: dict[str, list[IntArray]] = {"items": [], "times": [], "actions": []}
         for place, code in enumerate(cases.codes):
             items, times = cases.items[place], cases.times[place]
-            fits = np.array(
-                [self._conditions.items(code, int(at))[item] for item, at in zip(items, times, strict=True)]
-                if code > self._conditions.num_categories
-                else (self._conditions.category_codes_VG[items] == code).any(1)
-            )
+            fits = self._conditions.satisfied(code, items, times)
             kept = fits if fits.any() else np.ones(len(items), bool)
             for name, column in cut.items():
                 column.append(getattr(cases, name)[place][kept])
