@@ -134,8 +134,9 @@ class Artifact:
 
     def load_retriever(self, device: str | torch.device = "cpu") -> Retriever:
         """The retriever with its weights, in evaluation mode; it answers but cannot train."""
+        catalogue = self.catalogue() if self.settings.condition else None
         retriever = build_retriever(
-            self.settings, num_rows=self.num_rows, num_actions=len(self.actions), catalogue=self.catalogue()
+            self.settings, num_rows=self.num_rows, num_actions=len(self.actions), catalogue=catalogue
         )
         retriever.load_state_dict(load_file(self.directory / WEIGHTS))
         return retriever.to(device).eval()

@@ -29,7 +29,6 @@ from data.cases import Cases, split_cases
 from data.conditions import Conditions
 from data.dataset import PreparedDataset, Split
 from data.errors import ArtifactMismatch, DatasetError
-from data.gaps import measure_gaps
 from data.ragged import IntArray
 from data.settings import Recipe, read_section
 from data.storage import MANIFEST, published_directory, write_json
@@ -37,12 +36,10 @@ from modeling.artifact import Artifact
 from modeling.metrics import hide, top_rows
 from modeling.retriever import Retriever
 from trainer.baselines import Popularity
+from trainer.evaluate import FORMAT_VERSION, KIND, settled
 from trainer.evaluation import Ranked, Scorer, evaluate_cases
 from trainer.observers import Means, UserMetrics
 from trainer.settings import EvaluateSettings
-
-KIND = "user_metrics"
-FORMAT_VERSION = 1
 
 Choice = Literal["oracle", "favourite", "rare"]
 
@@ -82,11 +79,10 @@ def run(
         ArtifactMismatch: the dataset has another vocabulary, or the catalogue names no condition.
         DatasetError: no user has a target that satisfies a condition.
     """
-    settings = read_section(recipe or {}, "evaluate", EvaluateSettings)
+    stated = read_section(recipe or {}, "evaluate", EvaluateSettings)
     opened, prepared = Artifact.open(artifact), PreparedDataset.open(dataset)
     opened.check_dataset(prepared)
-    if settings.gap_seconds == "estimated":
-        settings = settings.model_copy(update={"gap_seconds": measure_gaps(prepared).seconds})
+    settings = settled(stated, prepared)
     conditions = opened.conditions()
     if not conditions.names:
         raise ArtifactMismatch(f"{artifact}: its catalogue names no category, so there is no condition to ask under")

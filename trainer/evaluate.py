@@ -57,10 +57,9 @@ def run(
         RecipeError: two rows have one name, a name is no file name, or there is nothing to measure.
         FarsightError: `users_out` exists already.
     """
-    settings = read_section(recipe or {}, "evaluate", EvaluateSettings)
+    stated = read_section(recipe or {}, "evaluate", EvaluateSettings)
     opened, prepared = _opened(artifact, dataset, split)
-    if settings.gap_seconds == "estimated":
-        settings = settings.model_copy(update={"gap_seconds": measure_gaps(prepared).seconds})
+    settings = settled(stated, prepared)
     builders = _builders(settings, opened, prepared, split, rankings or {})
     facts = CatalogueFacts.of(prepared)
     counts = CaseCounts(facts)
@@ -80,6 +79,17 @@ def run(
         if directory is not None:
             write_json(directory / MANIFEST, {"kind": KIND, "format_version": FORMAT_VERSION, **result})
     return result
+
+
+def settled(settings: EvaluateSettings, dataset: PreparedDataset) -> EvaluateSettings:
+    """The settings with the gap as a number of seconds.
+
+    Raises:
+        DatasetError: it cannot be estimated.
+    """
+    if settings.gap_seconds != "estimated":
+        return settings
+    return settings.model_copy(update={"gap_seconds": measure_gaps(dataset).seconds})
 
 
 def _opened(artifact: str | None, dataset: str, split: Split) -> tuple[Artifact | None, PreparedDataset]:

@@ -88,7 +88,7 @@ def set_up_worker(config: dict[str, Any]) -> Worker:
         num_rows=dataset.num_rows,
         num_actions=dataset.num_actions,
         train_counts=dataset.train_counts(),
-        catalogue=dataset.catalogue(),
+        catalogue=dataset.catalogue() if model.condition else None,
     )
     if train.start_from is not None:
         start_from(train.start_from, retriever, frozen=train.frozen)
@@ -176,7 +176,7 @@ def _validate_and_save(worker: Worker) -> None:
         worker.model,
         num_rows=num_rows,
         num_actions=worker.dataset.num_actions,
-        catalogue=worker.dataset.catalogue(),
+        catalogue=worker.dataset.catalogue() if worker.model.condition else None,
     )
     retriever.load_state_dict(weights)
     limit = worker.train.max_validation_users
