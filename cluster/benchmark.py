@@ -22,10 +22,10 @@ from typing import Any
 
 from cluster import floors
 from cluster.provenance import commit, surroundings
-from cluster.suite import DataSettings, ModelSettings, SuiteSettings, import_arguments, load_suite
+from cluster.suite import DataSettings, ModelSettings, SuiteSettings, import_arguments, load_suite, row_recipe
 from cluster.suite_report import write_report
 from data.errors import RecipeError
-from data.settings import Recipe, apply_override, merged
+from data.settings import Recipe, apply_override
 from data.storage import MANIFEST, write_json
 
 logger = logging.getLogger(__name__)
@@ -121,14 +121,10 @@ def _prepare(name: str, settings: DataSettings, out: Path) -> None:
 
 
 def _recipe(row: Row, settings: SuiteSettings, out: Path, overrides: Sequence[str]) -> Recipe:
-    """The recipe of a row: the suite's sections, the row's over them, the command line's over those."""
-    model = settings.models[row.model]
-    if model.baseline is not None:
+    """The recipe of a row, the command line's overrides laid over it."""
+    if settings.models[row.model].baseline is not None:
         return {}
-    recipe: Recipe = {
-        "model": merged(settings.model, model.model),
-        "train": merged(settings.train, model.train),
-    }
+    recipe: Recipe = row_recipe(settings, row.data, row.model)
     for override in overrides:
         apply_override(recipe, override)
     recipe["train"] |= {

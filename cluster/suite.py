@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from data.errors import DatasetError, RecipeError
-from data.settings import Settings, read_yaml
+from data.settings import Settings, merged, read_yaml
 
 FOLDER = Path(__file__).parent / "suites"
 
@@ -23,6 +23,8 @@ class DataSettings(Settings):
     )
     simulate: Sections | None = Field(None, description="`simulate` section of a recipe, instead of a source")
     ingest: Sections = Field(default_factory=dict, description="`ingest` section of a recipe, without its places")
+    model: Sections = Field(default_factory=dict, description="`model` section, laid over the suite's")
+    train: Sections = Field(default_factory=dict, description="`train` section, laid over the suite's")
     notes: list[str] = Field([], description="what a reader of its tables must know")
 
     @model_validator(mode="after")
@@ -37,8 +39,8 @@ class ModelSettings(Settings):
 
     title: str = Field(description="name in reports")
     baseline: Sections | None = Field(None, description="one of `evaluate.baselines`; no training then")
-    model: Sections = Field(default_factory=dict, description="`model` section, laid over the suite's")
-    train: Sections = Field(default_factory=dict, description="`train` section, laid over the suite's")
+    model: Sections = Field(default_factory=dict, description="`model` section, laid over the data set's")
+    train: Sections = Field(default_factory=dict, description="`train` section, laid over the data set's")
     data: list[str] | None = Field(None, description="data sets that have this row; all by default")
     seeds: list[int] | None = Field(None, description="seeds of this row; the suite's by default")
     published: dict[str, dict[str, float]] = Field(
@@ -56,7 +58,7 @@ class SuiteSettings(Settings):
     protocols: dict[str, Sections] = Field(
         {"test": {}},
         min_length=1,
-        description="`evaluate` sections by name; the first is the one that models are compared by",
+        description="`evaluate` sections by name; the first is the one that models are compared by, and validated by",
     )
     model: Sections = Field(default_factory=dict, description="`model` section that all rows start from")
     train: Sections = Field(default_factory=dict, description="`train` section that all rows start from")
@@ -73,6 +75,15 @@ class SuiteSettings(Settings):
             if model not in self.models:
                 raise ValueError(f"compare names the row {model!r}; there are {', '.join(self.models)}")
         return self
+
+
+def row_recipe(suite: SuiteSettings, data: str, model: str) -> Sections:
+    """The recipe of a trained row: the suite's sections, the data set's over them, the row's over those."""
+    sections: Sections = {}
+    for layer in (suite, suite.data[data], suite.models[model]):
+        sections = merged(sections, {"model": layer.model, "train": layer.train})
+    validated = next(iter(suite.protocols.values()))
+    return sections | ({"evaluate": validated} if validated else {})
 
 
 def published_folder(name: str) -> Path:

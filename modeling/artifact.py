@@ -32,7 +32,7 @@ from modeling.retriever import Retriever
 from modeling.settings import ModelSettings
 
 KIND = "artifact"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 WEIGHTS = "model.safetensors"
 SETTINGS = "settings.json"
 

@@ -40,14 +40,17 @@ class HstuBlock(nn.Module):
         super().__init__()
         self.heads = heads
         self.max_events = max_events
-        self.widths = [heads * value_width, heads * value_width, heads * query_width, heads * query_width]
+        self.widths = [heads * value_width, heads * query_width]
         self.norm_input = nn.LayerNorm(width, elementwise_affine=False)
         self.norm_pooled = nn.LayerNorm(heads * value_width, elementwise_affine=False)
-        self.project_in = nn.Linear(width, sum(self.widths), bias=False)
+        # f1 in two parts, so that few rows that look at many events cost what they are.
+        self.project_rows = nn.Linear(width, sum(self.widths), bias=False)  # gates and queries
+        self.project_events = nn.Linear(width, sum(self.widths), bias=False)  # values and keys
         self.project_out = nn.Linear(heads * value_width, width)
         self.dropout = Dropout(dropout)
         self.bias = RelativeBias(max_events, position=position_bias, time=time_bias)
-        nn.init.normal_(self.project_in.weight, std=0.02)
+        nn.init.normal_(self.project_rows.weight, std=0.02)
+        nn.init.normal_(self.project_events.weight, std=0.02)
         nn.init.xavier_uniform_(self.project_out.weight)
         nn.init.zeros_(self.project_out.bias)
 
@@ -59,12 +62,14 @@ class HstuBlock(nn.Module):
         sink_BRD: Float[Tensor, "B R D"] | None = None,
     ) -> Float[Tensor, "B R D"]:
         """One block; the arguments are those of `modeling.encoder.Block`."""
-        gates, values, queries, keys = self._project(x_BLD)
+        normed_BLD = self.norm_input(x_BLD)
         if rows_BRD is None:
-            rows_BRD = x_BLD
+            rows_BRD, normed_BRD = x_BLD, normed_BLD
         else:
-            gates, _, queries, _ = self._project(rows_BRD)
-        queries, keys, values = (self._split(part) for part in (queries, keys, values))
+            normed_BRD = self.norm_input(rows_BRD)
+        gates, queries = torch.split(functional.silu(self.project_rows(normed_BRD)), self.widths, -1)
+        queries = self._split(queries)
+        values, keys = self._values_keys(normed_BLD)
         scores_BHRL = queries @ keys.transpose(-1, -2)
         bias = self.bias(x_BLD.shape[1], view)
         if bias is not None:
@@ -72,16 +77,16 @@ class HstuBlock(nn.Module):
         weights_BHRL = functional.silu(scores_BHRL) * (view.allowed[:, None] / self.max_events).to(scores_BHRL.dtype)
         pooled_BHRV = weights_BHRL @ values
         if sink_BRD is not None:
-            _, sink_value, _, sink_key = self._project(sink_BRD)
-            to_sink_BHR1 = (queries * self._split(sink_key)).sum(-1, keepdim=True)
-            pooled_BHRV = pooled_BHRV + functional.silu(to_sink_BHR1) / self.max_events * self._split(sink_value)
+            sink_value, sink_key = self._values_keys(self.norm_input(sink_BRD))
+            to_sink_BHR1 = (queries * sink_key).sum(-1, keepdim=True)
+            pooled_BHRV = pooled_BHRV + functional.silu(to_sink_BHR1) / self.max_events * sink_value
         pooled_BRV = pooled_BHRV.transpose(1, 2).flatten(2)
         out_BRD: Tensor = self.project_out(self.dropout(gates * self.norm_pooled(pooled_BRV)))
         return rows_BRD + out_BRD
 
-    def _project(self, x_BND: Tensor) -> tuple[Tensor, ...]:
-        """Gates, values, queries, keys."""
-        return torch.split(functional.silu(self.project_in(self.norm_input(x_BND))), self.widths, dim=-1)
+    def _values_keys(self, normed_BND: Tensor) -> tuple[Tensor, Tensor]:
+        values, keys = torch.split(functional.silu(self.project_events(normed_BND)), self.widths, -1)
+        return self._split(values), self._split(keys)
 
     def _split(self, part_BND: Tensor) -> Tensor:
         """From heads side by side to heads one after the other."""

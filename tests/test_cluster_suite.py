@@ -10,12 +10,12 @@ import pytest
 import yaml
 
 from cluster.benchmark import Row, _rows
-from cluster.suite import SuiteSettings, load_suite, shipped_suites
+from cluster.suite import SuiteSettings, load_suite, row_recipe, shipped_suites
 from cluster.suite_markdown import number
 from cluster.suite_report import summarise, write_report
 from data.errors import RecipeError
 from data.ingest_settings import IngestSettings
-from data.settings import Settings, merged, read_section
+from data.settings import Settings, read_section
 from data.simulate_settings import SimulateSettings
 from modeling.settings import ModelSettings
 from trainer.settings import EvaluateSettings, TrainSettings
@@ -68,12 +68,32 @@ def test_every_row_of_a_shipped_suite_has_valid_settings(name: str) -> None:
         read_section({"ingest": {**data.ingest, "log": "l", "out": "o"}}, "ingest", kinds["ingest"])
     for protocol in suite.protocols.values():
         read_section({"evaluate": protocol}, "evaluate", EvaluateSettings)
-    for row in suite.models.values():
-        train = {**merged(suite.train, row.train), "dataset": "d", "run_dir": "r"}
-        read_section({"model": merged(suite.model, row.model)}, "model", ModelSettings)
-        read_section({"train": train}, "train", TrainSettings)
+    for name, row in suite.models.items():
         if row.baseline is not None:
             read_section({"evaluate": {"baselines": [row.baseline]}}, "evaluate", EvaluateSettings)
+            continue
+        for data in row.data or suite.data:
+            recipe = row_recipe(suite, data, name)
+            recipe["train"] |= {"dataset": "d", "run_dir": "r"}
+            read_section(recipe, "model", ModelSettings)
+            read_section(recipe, "train", TrainSettings)
+            read_section(recipe, "evaluate", EvaluateSettings)
+
+
+def test_a_row_lays_its_sections_over_those_of_its_data_set_and_is_validated_by_the_first_protocol() -> None:
+    settings = {
+        "title": "Layers",
+        "data": {"log": {"title": "Log", "simulate": {}, "train": {"epochs": 5}, "model": {"width": 32}}},
+        "protocols": {"gap": {"gap_seconds": 60}, "test": {}},
+        "model": {"width": 64, "dropout": 0.1},
+        "train": {"epochs": 3, "seed": 1},
+        "models": {"wide": {"title": "Wide", "model": {"width": 128}}},
+    }
+    assert row_recipe(SuiteSettings.model_validate(settings), "log", "wide") == {
+        "model": {"width": 128, "dropout": 0.1},
+        "train": {"epochs": 5, "seed": 1},
+        "evaluate": {"gap_seconds": 60},
+    }
 
 
 def test_the_first_seed_of_every_model_comes_before_the_second_of_any() -> None:

@@ -49,7 +49,7 @@ def test_an_unfinished_directory_another_kind_and_another_version_are_refused(
 ) -> None:
     with pytest.raises(ArtifactError, match=r"no manifest.json, so this is not a finished artifact"):
         Artifact.open(tmp_path)
-    with pytest.raises(ArtifactError, match="found kind 'dataset' version 1, expected 'artifact' version 2"):
+    with pytest.raises(ArtifactError, match="found kind 'dataset' version 1, expected 'artifact' version 3"):
         Artifact.open(dataset.directory)
 
 

@@ -116,8 +116,9 @@ def test_hstu_attention_equals_a_pair_by_pair_oracle() -> None:
         parameter.data.normal_()
     x_BLD = torch.randn(2, 6, 8)
     found = block(x_BLD, View(causal(6, x_BLD.device), None))
-    projected = functional.silu(block.project_in(functional.layer_norm(x_BLD, (8,))))
-    gates, values, queries, keys = torch.split(projected, block.widths, dim=-1)
+    normed_BLD = functional.layer_norm(x_BLD, (8,))
+    gates, queries = functional.silu(block.project_rows(normed_BLD)).split(block.widths, -1)
+    values, keys = functional.silu(block.project_events(normed_BLD)).split(block.widths, -1)
     position_L = block.bias.position_L
     assert position_L is not None
     for row in range(2):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import trainer.evaluate
 import trainer.train
 from data.dataset import PreparedDataset
 from data.errors import DatasetError, MachineError, NonFiniteLoss, RecipeError, TrainingError
@@ -96,12 +97,20 @@ def _check_complete(directory: Path, summary: dict[str, Any]) -> None:
 
 
 @pytest.mark.ray
-def test_a_worker_killed_in_mid_run_is_replaced_and_the_run_completes(ray_session: None, tmp_path: Path) -> None:
+def test_a_worker_killed_in_mid_run_is_replaced_and_validation_follows_the_protocol(
+    ray_session: None, tmp_path: Path
+) -> None:
     settings = recipe(tmp_path, engine={"zero_stage": 1, "gradient_accumulation": 2})
+    settings["evaluate"] = {"gap_seconds": 200_000, "request_time": "last_event", "ks": [10], "baselines": []}
     killer = Killer(tmp_path / "run")
     summary = trainer.train.run(settings)
     assert killer.killed is not None
     _check_complete(tmp_path, summary)
+    dataset = settings["train"]["dataset"]
+    by_protocol = trainer.evaluate.run(summary["artifact"], dataset, split="validation", recipe=settings)
+    without_gap = trainer.evaluate.run(summary["artifact"], dataset, split="validation", recipe={})
+    assert summary["validation"]["ndcg@10"] == pytest.approx(by_protocol["rows"][-1]["ndcg@10"], abs=1e-6)
+    assert summary["validation"]["ndcg@10"] != pytest.approx(without_gap["rows"][-1]["ndcg@10"], abs=1e-6)
 
 
 @pytest.mark.ray
@@ -123,8 +132,8 @@ def test_an_interrupted_run_goes_on_where_it_stopped_and_a_complete_one_is_not_r
     began = time.monotonic()
     assert trainer.train.run(settings) == summary
     assert time.monotonic() - began < 5, "a complete run was trained again"
-    # Of the section `evaluate` only `seen` bears on validation, so the rest makes no other run.
-    assert trainer.train.run({**settings, "evaluate": {"ks": [5], "gap_seconds": 60}}) == summary
+    # Of the section `evaluate` cut-offs do not bear on validation, so others make no other run.
+    assert trainer.train.run({**settings, "evaluate": {"ks": [5]}}) == summary
     with pytest.raises(RecipeError, match=r"other settings \(evaluate.seen: 'removed' -> 'kept'\)"):
         trainer.train.run({**settings, "evaluate": {"seen": "kept"}})
     with pytest.raises(RecipeError, match=r"other settings \(train.seed: 0 -> 7\)"):

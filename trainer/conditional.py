@@ -36,8 +36,9 @@ from modeling.artifact import Artifact
 from modeling.metrics import hide, top_rows
 from modeling.retriever import Retriever
 from trainer.baselines import Popularity
-from trainer.evaluate import FORMAT_VERSION, KIND, settled
+from trainer.evaluate import FORMAT_VERSION, KIND
 from trainer.evaluation import Ranked, Scorer, evaluate_cases
+from trainer.gaps import settled
 from trainer.observers import Means, UserMetrics
 from trainer.settings import EvaluateSettings
 

@@ -13,12 +13,12 @@ from tqdm import tqdm
 from data.cases import Cases, split_cases
 from data.dataset import PreparedDataset, Split
 from data.errors import DatasetError, RecipeError
-from data.gaps import measure_gaps
 from data.settings import Recipe, read_section
 from data.storage import MANIFEST, published_directory, write_json
 from modeling.artifact import Artifact
 from trainer.baselines import ExternalRanking, baseline_name, build_baseline
 from trainer.evaluation import Observer, RetrieverScorer, Scorer, evaluate_cases
+from trainer.gaps import settled
 from trainer.observers import BeyondAccuracy, CaseCounts, CatalogueFacts, UserMetrics, users_with_training
 from trainer.settings import EvaluateSettings
 
@@ -79,17 +79,6 @@ def run(
         if directory is not None:
             write_json(directory / MANIFEST, {"kind": KIND, "format_version": FORMAT_VERSION, **result})
     return result
-
-
-def settled(settings: EvaluateSettings, dataset: PreparedDataset) -> EvaluateSettings:
-    """The settings with the gap as a number of seconds.
-
-    Raises:
-        DatasetError: it cannot be estimated.
-    """
-    if settings.gap_seconds != "estimated":
-        return settings
-    return settings.model_copy(update={"gap_seconds": measure_gaps(dataset).seconds})
 
 
 def _opened(artifact: str | None, dataset: str, split: Split) -> tuple[Artifact | None, PreparedDataset]:

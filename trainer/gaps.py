@@ -6,6 +6,7 @@ from typing import Any
 from data.dataset import PreparedDataset
 from data.gaps import Gaps, lower_edges, measure_gaps
 from modeling.settings import ModelSettings
+from trainer.settings import EvaluateSettings
 
 FILE_NAME = "gaps.png"
 
@@ -40,6 +41,17 @@ def with_gap(model: ModelSettings, dataset: PreparedDataset, run_dir: Path) -> M
     run_dir.mkdir(parents=True, exist_ok=True)
     draw_gaps(gaps, run_dir / FILE_NAME)
     return model.model_copy(update={"prediction": prediction.model_copy(update={"gap": gaps.seconds})})
+
+
+def settled(settings: EvaluateSettings, dataset: PreparedDataset) -> EvaluateSettings:
+    """The settings with the gap as a number of seconds.
+
+    Raises:
+        DatasetError: it cannot be estimated.
+    """
+    if settings.gap_seconds != "estimated":
+        return settings
+    return settings.model_copy(update={"gap_seconds": measure_gaps(dataset).seconds})
 
 
 def draw_gaps(gaps: Gaps, path: Path) -> Path:

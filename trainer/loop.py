@@ -184,6 +184,8 @@ def _validate_and_save(worker: Worker) -> None:
         worker.dataset,
         "validation",
         users_per_batch=worker.evaluate.users_per_batch,
+        gap_seconds=int(worker.evaluate.gap_seconds),
+        request_time=worker.evaluate.request_time,
         max_users=None if limit is None else -(-limit // ranks.world),
         rank=ranks.rank,
         world=ranks.world,

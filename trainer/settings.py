@@ -98,7 +98,7 @@ class TrainSettings(Settings):
 
 
 class EvaluateSettings(Settings):
-    """The `evaluate` section. Of it, validation during training goes by `seen` and `users_per_batch` alone."""
+    """The `evaluate` section. Validation during training goes by its `seen`, `gap_seconds` and `request_time`."""
 
     ks: tuple[int, ...] = Field((10, 50, 200), description="cut-offs of the metrics")
     seen: Literal["removed", "kept"] = Field(

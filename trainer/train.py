@@ -23,7 +23,7 @@ from modeling.settings import ModelSettings
 from trainer.checkpoints import METRIC, checkpoint_weights
 from trainer.curves import FILE_NAME as CURVE
 from trainer.curves import draw_curve
-from trainer.gaps import with_gap
+from trainer.gaps import settled, with_gap
 from trainer.loop import train_worker
 from trainer.progress import progress_bar
 from trainer.settings import EvaluateSettings, TrainSettings, WorkerSettings
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 ARTIFACT = "artifact"
 RUN_FILE = "run.json"
+# What of the section `evaluate` validation goes by.
+VALIDATED = ("seen", "gap_seconds", "request_time")
 # Logical CPUs that Ray Data needs beside the workers; with none the first batch never comes.
 DATA_CPUS = 1
 
@@ -47,14 +49,14 @@ def run(recipe: Recipe) -> dict[str, Any]:
 
     Raises:
         RecipeError: the run directory belongs to a run with other settings.
-        DatasetError: the dataset lacks what the recipe needs.
+        DatasetError: the dataset lacks what the recipe needs, or its gap cannot be estimated.
         MachineError: fewer CPUs or GPUs than the workers need.
         TrainingError: training failed and its restarts are used up.
     """
     train = read_section(recipe, "train", TrainSettings)
     model = read_section(recipe, "model", ModelSettings)
-    evaluate = read_section(recipe, "evaluate", EvaluateSettings)
     dataset = PreparedDataset.open(train.dataset)
+    evaluate = settled(read_section(recipe, "evaluate", EvaluateSettings), dataset)
     if model.needs_times and not dataset.has_times:
         raise DatasetError(
             f"{train.dataset}: its log had no times, and the model needs them; set model.encoder.time_bias=false and "
@@ -130,15 +132,15 @@ def check_resources(workers: WorkerSettings) -> None:
 def _claim(run_dir: Path, identity: dict[str, Any]) -> str:
     """Take the run directory for these settings; the same settings again mean a resumed run."""
     # What may change between two attempts of one run without making it another run.
-    settled = json.loads(json.dumps(identity))
+    lasting = json.loads(json.dumps(identity))
     for name in ("workers", "tracking", "max_minutes", "checkpoints_kept"):
-        settled["train"].pop(name)
-    settled["evaluate"] = {"seen": settled["evaluate"]["seen"]}  # all of it that validation goes by
+        lasting["train"].pop(name)
+    lasting["evaluate"] = {name: lasting["evaluate"][name] for name in VALIDATED}
     path = run_dir / RUN_FILE
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found["settings"] != settled:
-            changed = _changed(found["settings"], settled)
+        if found["settings"] != lasting:
+            changed = _changed(found["settings"], lasting)
             raise RecipeError(
                 f"{run_dir}: holds a run with other settings ({', '.join(changed)}); choose another train.run_dir, or "
                 "remove it to start again"
@@ -146,7 +148,7 @@ def _claim(run_dir: Path, identity: dict[str, Any]) -> str:
         return str(found["run_id"])
     run_dir.mkdir(parents=True, exist_ok=True)
     run_id = hashlib.sha256(f"{run_dir}{time.time_ns()}".encode()).hexdigest()[:12]
-    write_json(path, {"run_id": run_id, "settings": settled})
+    write_json(path, {"run_id": run_id, "settings": lasting})
     return run_id
 
 
