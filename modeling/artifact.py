@@ -30,10 +30,13 @@ from data.vocabulary import Vocabulary
 from modeling.build import build_retriever
 from modeling.retriever import Retriever
 from modeling.settings import ModelSettings
+from modeling.sharded_table import merge_table_files
 
 KIND = "artifact"
 FORMAT_VERSION = 3
 WEIGHTS = "model.safetensors"
+ITEMS = "items.safetensors"
+ITEM_WEIGHT = "items.weight"
 SETTINGS = "settings.json"
 
 
@@ -43,6 +46,7 @@ def save_artifact(
     settings: ModelSettings,
     dataset: PreparedDataset,
     *,
+    table: str | Path | None = None,
     facts: Mapping[str, Any] | None = None,
     replace: bool = False,
 ) -> "Artifact":
@@ -50,12 +54,19 @@ def save_artifact(
 
     Args:
         weights: the state of a `Retriever` built from `settings`; stored in float32.
+        table: directory with the files of a sharded item table, where the items are no part of the weights; it is
+            copied file by file and never in memory as a whole.
         dataset: what the weights were trained on; its vocabulary and catalogue are copied.
         facts: anything worth keeping beside the weights, such as metrics and the recipe.
         replace: overwrite an artifact that is already there.
     """
     with published_directory(directory, replace=replace) as aside:
-        save_file({name: value.detach().float().contiguous().cpu() for name, value in weights.items()}, aside / WEIGHTS)
+        stored = {name: value.detach().float().contiguous().cpu() for name, value in weights.items()}
+        if table is None:
+            save_file({ITEM_WEIGHT: stored.pop(ITEM_WEIGHT)}, aside / ITEMS)
+        else:
+            merge_table_files(table, aside / ITEMS, ITEM_WEIGHT)
+        save_file(stored, aside / WEIGHTS)
         content = {
             "model": settings.model_dump(mode="json"),
             "num_rows": dataset.num_rows,
@@ -138,8 +149,12 @@ class Artifact:
         retriever = build_retriever(
             self.settings, num_rows=self.num_rows, num_actions=len(self.actions), catalogue=catalogue
         )
-        retriever.load_state_dict(load_file(self.directory / WEIGHTS))
+        retriever.load_state_dict(self.weights())
         return retriever.to(device).eval()
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The state of the retriever, item vectors included."""
+        return {**load_file(self.directory / WEIGHTS), **load_file(self.directory / ITEMS)}
 
     def check_dataset(self, dataset: PreparedDataset) -> None:
         """Refuse a dataset whose item rows are not those of the artifact.

@@ -10,6 +10,7 @@ from modeling.conditioning import CONDITIONERS, Conditioning, ConditionTable
 from modeling.encoder import Encoder
 from modeling.foresight import LinearHeads, Prediction
 from modeling.hstu import HstuBlock
+from modeling.item_table import ItemTable, WholeTable
 from modeling.negatives import NegativeSampler
 from modeling.retriever import Retriever
 from modeling.sasrec import SasrecBlock
@@ -32,6 +33,7 @@ def build_retriever(
     num_actions: int,
     train_counts: npt.ArrayLike | None = None,
     catalogue: pa.Table | None = None,
+    items: ItemTable | None = None,
 ) -> Retriever:
     """Build an untrained retriever.
 
@@ -40,6 +42,7 @@ def build_retriever(
         num_actions: distinct actions of the dataset.
         train_counts: training events per item row; without it the retriever answers but cannot train.
         catalogue: of the dataset or artifact; needed for a model with conditions.
+        items: the item table; None for a new one that is a weight of the model.
     """
     encoder = Encoder(
         [_block(settings) for _ in range(settings.encoder.blocks - 1)],
@@ -51,7 +54,7 @@ def build_retriever(
     prediction = settings.prediction
     linear = prediction.branch == "linear"
     return Retriever(
-        num_rows=num_rows,
+        items=WholeTable(num_rows, settings.width) if items is None else items,
         width=settings.width,
         encoder=encoder,
         branches=[_block(settings) for _ in range(1 if linear else prediction.heads)],

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import TypedDict
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -13,6 +13,7 @@ from modeling.attention_bias import time_buckets
 from modeling.conditioning import Conditioner, Conditioning, Trunk, rows_at
 from modeling.encoder import Encoder
 from modeling.foresight import Foresight, LinearHeads, Prediction, following, foresee, last_labels
+from modeling.item_table import HeldItems, ItemTable
 from modeling.losses import sampled_softmax
 from modeling.negatives import NegativeSampler
 from modeling.view import View, causal
@@ -34,7 +35,7 @@ class Retriever(nn.Module):
     3.1). With one branch the retriever is plain next-item prediction.
 
     Args:
-        num_rows: rows of the item table, padding row 0 included.
+        items: the item table, padding row 0 included; one that is no module is trained by its own optimiser.
         width: D of item and query vectors.
         encoder: the shared blocks: item embeddings to one hidden vector per event.
         branches: the last block, once or once per head.
@@ -49,7 +50,7 @@ class Retriever(nn.Module):
     def __init__(
         self,
         *,
-        num_rows: int,
+        items: ItemTable,
         width: int,
         encoder: Encoder,
         branches: Sequence[nn.Module],
@@ -61,7 +62,7 @@ class Retriever(nn.Module):
         temperature: float,
     ) -> None:
         super().__init__()
-        self.items = nn.Embedding(num_rows, width, padding_idx=0)
+        self.items = items
         self.encoder = encoder
         self.branches = nn.ModuleList(branches)
         self.linear_heads = linear_heads
@@ -70,9 +71,6 @@ class Retriever(nn.Module):
         self.conditioning = conditioning
         self.sampler = sampler
         self.temperature = temperature
-        nn.init.normal_(self.items.weight, std=0.02)
-        with torch.no_grad():
-            self.items.weight[0].zero_()
 
     def forward(self, batch: Batch, generator: torch.Generator | None = None) -> Losses:
         """Loss of predicting what follows every event of the batch.
@@ -85,38 +83,39 @@ class Retriever(nn.Module):
         plan = foresee(batch, self.prediction, generator)
         if self.conditioning is not None and self.conditioning.last_only:
             plan = last_labels(plan, batch["lengths_B"])
-        next_E = plan.labels_BLK[..., 0][plan.labels_BLK[..., 0] > 0]
-        negatives_N = self.sampler(next_E, generator) if len(next_E) else next_E
-        negative_ND = self.item_vectors(negatives_N)
+        labelled_BLK = plan.labels_BLK > 0
+        next_E = plan.labels_BLK[..., 0][labelled_BLK[..., 0]]
+        negatives_N = self.sampler(next_E if len(next_E) else batch["items_BL"][:1, 0], generator)
+        items = self._hold(batch["items_BL"], plan.labels_BLK, negatives_N)
+        negative_ND = functional.normalize(items(negatives_N), dim=-1)
         losses = []
-        for head, asked_BLD in enumerate(self._asked(batch, plan, generator)):
-            kept_BL = plan.labels_BLK[..., head] > 0
+        for head, asked_BLD in enumerate(self._asked(batch, plan, items, generator)):
+            kept_BL, share = labelled_BLK[..., head], 1.0
+            if not kept_BL.any():
+                # Padding stands in for a label, and counts for nothing: under ZeRO-3 every rank has to go the same way.
+                kept_BL, share = _first_place(kept_BL), 0.0
             positives_EK = plan.labels_BLK[kept_BL]
-            if not len(positives_EK):
-                losses.append(asked_BLD.sum() * 0)  # every weight still gets a gradient, of zero
-                continue
             targets_E = positives_EK[:, head]
-            losses.append(
-                sampled_softmax(
-                    functional.normalize(asked_BLD[kept_BL], dim=-1),
-                    self.item_vectors(targets_E),
-                    negative_ND,
-                    positive_rows_EK=positives_EK,
-                    negative_rows_N=negatives_N,
-                    target_log_q_E=self.sampler.log_q(targets_E),
-                    negative_log_q_N=self.sampler.log_q(negatives_N),
-                    temperature=self.temperature,
-                )
+            loss = sampled_softmax(
+                functional.normalize(asked_BLD[kept_BL], dim=-1),
+                functional.normalize(items(targets_E), dim=-1),
+                negative_ND,
+                positive_rows_EK=positives_EK,
+                negative_rows_N=negatives_N,
+                target_log_q_E=self.sampler.log_q(targets_E) if share else torch.zeros(1, device=targets_E.device),
+                negative_log_q_N=self.sampler.log_q(negatives_N),
+                temperature=self.temperature,
             )
+            losses.append(loss * share if share < 1 else loss)
         head_losses_K = torch.stack(losses)
         num_targets = torch.tensor(len(next_E), device=head_losses_K.device)
         return Losses(loss=head_losses_K.sum(), head_losses_K=head_losses_K.detach(), num_targets=num_targets)
 
     def _asked(
-        self, batch: Batch, plan: Foresight, generator: torch.Generator | None
+        self, batch: Batch, plan: Foresight, items: HeldItems, generator: torch.Generator | None
     ) -> Iterator[Float[Tensor, "B L D"]]:
         """Head by head, the hidden vector that each label is predicted from."""
-        trunk = self._trunk(batch, plan.allowed, plan.query_times_BL)
+        trunk = self._trunk(batch, items, plan.allowed, plan.query_times_BL)
         if self.conditioning is not None:
             yield from self._conditioned(trunk, plan, generator)
             return
@@ -187,13 +186,31 @@ class Retriever(nn.Module):
 
     def item_vectors(self, rows: Int[Tensor, "..."]) -> Float[Tensor, "... D"]:
         """L2-normalised vector of each item row."""
-        return functional.normalize(self.items(rows), dim=-1)
+        return functional.normalize(self._hold(rows)(rows), dim=-1)
+
+    def catalogue_vectors(self) -> Float[Tensor, "V D"]:
+        """L2-normalised vectors of all rows."""
+        return self.item_vectors(torch.arange(self.items.num_rows, device=next(self.parameters()).device))
+
+    def _hold(self, *rows: Int[Tensor, "..."]) -> HeldItems:
+        """The vectors of these rows in the number format of the model's own weights."""
+        held, dtype = self.items.hold(*rows), self.encoder.positions.weight.dtype
+        return lambda wanted: held(wanted).to(dtype)
 
     def _last(self, batch: Batch) -> tuple[Trunk, Int[Tensor, "B 1"]]:
         """Histories as they stand when an answer is wanted, nothing hidden, and the place of each last event."""
         allowed = causal(batch["items_BL"].shape[1], batch["items_BL"].device)
-        return self._trunk(batch, allowed, batch["query_times_BL"]), (batch["lengths_B"] - 1).clamp(min=0)[:, None]
+        items = self._hold(batch["items_BL"])
+        trunk = self._trunk(batch, items, allowed, batch["query_times_BL"])
+        return trunk, (batch["lengths_B"] - 1).clamp(min=0)[:, None]
 
-    def _trunk(self, batch: Batch, allowed: Tensor, query_times_BL: Tensor) -> Trunk:
+    def _trunk(self, batch: Batch, items: HeldItems, allowed: Tensor, query_times_BL: Tensor) -> Trunk:
         view = View(allowed, time_buckets(query_times_BL, batch["times_BL"]) if self.reads_times else None)
-        return Trunk(self.encoder(self.items(batch["items_BL"]), batch, view), view, batch)
+        return Trunk(self.encoder(items(batch["items_BL"]), batch, view), view, batch)
+
+
+def _first_place(like_BL: Bool[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
+    """True at the first event of the first history alone."""
+    first_BL = torch.zeros_like(like_BL)
+    first_BL[0, 0] = True
+    return first_BL

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
@@ -29,12 +30,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from data.errors import TrainingError
+from modeling.item_table import INITIAL_DEVIATION
 from modeling.row_optimizers import RowOptimizer
 
 # Rows that stay together: block b belongs to rank b mod W. Popular items, which often have neighbouring rows, are
 # spread over the ranks, and a block's first values do not depend on how many ranks there are.
 BLOCK = 64
-INITIAL_DEVIATION = 0.02
 
 
 @dataclass
@@ -77,7 +78,7 @@ class ShardedTable:
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
     ) -> None:
-        self.num_rows, self.width = num_rows, width
+        self._num_rows, self.width = num_rows, width
         self.optimizer = optimizer
         self.group = group
         self.rank, self.world = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
@@ -98,26 +99,38 @@ class ShardedTable:
         if self.rank == 0:
             self.vectors_RD[0] = 0
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of the whole table, padding row 0 included."""
+        return self._num_rows
+
     def own_rows(self) -> Int[Tensor, "R"]:
         """Row of the table at each place of this rank's shard; `num_rows` or more past the table's end."""
         return (self.blocks_G[:, None] * BLOCK + torch.arange(BLOCK)).flatten()
 
+    def owner(self, rows: Int[Tensor, "N"]) -> Int[Tensor, "N"]:
+        """The rank that has each row."""
+        return rows // BLOCK % self.world
+
+    def place(self, rows: Int[Tensor, "N"]) -> Int[Tensor, "N"]:
+        """Where each row stands in the shard of its owner."""
+        return rows // BLOCK // self.world * BLOCK + rows % BLOCK
+
     def hold(self, *rows: Int[Tensor, "..."]) -> Held:
         """Fetch each of these rows once, for a batch. A collective."""
         rows_U = torch.unique(torch.cat([part.flatten() for part in rows]))
-        blocks_U = rows_U // BLOCK
-        owner_U = blocks_U % self.world
+        owner_U = self.owner(rows_U)
         order_U = owner_U.argsort(stable=True)
         sent = torch.bincount(owner_U, minlength=self.world)
         received = self._exchange(sent, [1] * self.world, [1] * self.world)
         sent_W, received_W = sent.tolist(), received.tolist()
-        place_U = blocks_U // self.world * BLOCK + rows_U % BLOCK  # in the shard of its owner
-        asked_M = self._exchange(place_U[order_U], sent_W, received_W)
+        asked_M = self._exchange(self.place(rows_U)[order_U], sent_W, received_W)
         fetched_UD = self._exchange(self.vectors_RD[asked_M], received_W, sent_W)
         vectors_UD = torch.empty_like(fetched_UD, dtype=torch.float32)
         vectors_UD[order_U] = fetched_UD.float()
-        held = Held(rows_U, vectors_UD.requires_grad_(), order_U, sent_W, received_W, asked_M)
+        held = Held(rows_U, vectors_UD, order_U, sent_W, received_W, asked_M)
         if torch.is_grad_enabled():
+            vectors_UD.requires_grad_()
             self._held.append(held)
         return held
 
@@ -138,9 +151,11 @@ class ShardedTable:
         places_M = torch.cat([places for places, _ in self._gradients])
         gradients_MD = torch.cat([gradients for _, gradients in self._gradients])
         self._gradients.clear()
+        # What was held and had no part in the loss stays as it is.
+        kept_M = gradients_MD.any(1)
         if self.rank == 0:
-            kept_M = places_M != 0  # padding
-            places_M, gradients_MD = places_M[kept_M], gradients_MD[kept_M]
+            kept_M &= places_M != 0  # padding
+        places_M, gradients_MD = places_M[kept_M], gradients_MD[kept_M]
         touched_T, inverse_M = torch.unique(places_M, return_inverse=True)
         gradient_TD = torch.zeros(len(touched_T), self.width, device=gradients_MD.device)
         gradient_TD.index_add_(0, inverse_M, gradients_MD)
@@ -231,6 +246,34 @@ def table_files(directory: str | Path) -> list[Path]:
             "one run; take an older checkpoint"
         )
     return paths
+
+
+def merge_table_files(directory: str | Path, path: Path, name: str) -> None:
+    """Write the vectors of all ranks' files as one float32 tensor, in row order.
+
+    One file of one rank is in memory at a time.
+
+    Raises:
+        TrainingError: files are missing.
+    """
+    paths = table_files(directory)
+    with safe_open(paths[0], framework="pt") as file:
+        facts = json.loads(file.metadata()["facts"])
+    num_rows, width = facts["num_rows"], facts["width"]
+    header = json.dumps({name: {"dtype": "F32", "shape": [num_rows, width], "data_offsets": [0, num_rows * width * 4]}})
+    header += " " * (-len(header) % 8)
+    with path.open("wb") as out:  # the format of safetensors: length of the header, header, numbers
+        out.write(len(header).to_bytes(8, "little") + header.encode())
+        out.truncate(out.tell() + num_rows * width * 4)
+    vectors_VD = np.memmap(path, np.float32, "r+", offset=8 + len(header), shape=(num_rows, width))
+    for source in paths:
+        with safe_open(source, framework="pt") as file:
+            facts = json.loads(file.metadata()["facts"])
+            vectors_RD = file.get_tensor("vectors").float().numpy()
+        for place, block in enumerate(range(facts["rank"], -(-num_rows // BLOCK), facts["world"])):
+            rows = slice(block * BLOCK, min(num_rows, (block + 1) * BLOCK))
+            vectors_VD[rows] = vectors_RD[place * BLOCK :][: rows.stop - rows.start]
+    vectors_VD.flush()
 
 
 def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:

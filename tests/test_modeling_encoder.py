@@ -50,7 +50,7 @@ def histories(lengths: list[int], *, seed: int = 0) -> Batch:
 
 
 def hidden_vectors(model: Retriever, batch: Batch) -> Tensor:
-    [hidden_BLD] = model._asked(batch, foresee(batch, Prediction()), None)
+    [hidden_BLD] = model._asked(batch, foresee(batch, Prediction()), model.items, None)
     return hidden_BLD
 
 

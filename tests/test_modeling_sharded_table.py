@@ -7,13 +7,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from data.errors import TrainingError
 from modeling.losses import sampled_softmax
 from modeling.row_optimizers import LazyAdam, RowOptimizer, RowwiseAdagrad
-from modeling.sharded_table import BLOCK, ShardedTable, table_files
+from modeling.sharded_table import BLOCK, ShardedTable, merge_table_files, table_files
 from tests.ports import free_port
 
 NUM_ROWS, WIDTH, STEPS, PARTS = 5 * BLOCK + 7, 8, 50, 4
@@ -184,6 +185,14 @@ def test_a_grown_table_keeps_its_old_rows_and_starts_the_new_ones_fresh(on_ranks
     grown.load(folder / "from-2")
     torch.testing.assert_close(_whole(grown)[:NUM_ROWS], _whole(old), atol=0, rtol=0)
     torch.testing.assert_close(_whole(grown)[NUM_ROWS:], fresh_VD[NUM_ROWS:], atol=0, rtol=0)
+
+
+def test_the_files_of_all_ranks_become_one_tensor_in_row_order(on_ranks: Any, tmp_path: Path) -> None:
+    table = _table(LazyAdam(), None)
+    for before in ("from-2", "from-4"):
+        table.load(on_ranks[1] / before)
+        merge_table_files(on_ranks[1] / before, tmp_path / "items.safetensors", "items.weight")
+        torch.testing.assert_close(load_file(tmp_path / "items.safetensors")["items.weight"], _whole(table))
 
 
 def test_files_that_are_missing_or_of_another_table_are_refused(on_ranks: Any, tmp_path: Path) -> None:

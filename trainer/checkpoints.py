@@ -15,10 +15,12 @@ from safetensors.torch import load_file, save_file
 from data.errors import TrainingError
 from data.storage import write_json
 from trainer.ranks import Ranks
+from trainer.table import Table
 
 WEIGHTS = "weights.safetensors"
 LOOP = "loop.json"
 ENGINE = "engine"
+TABLE = "item_table"
 METRIC = "ndcg@10"
 
 
@@ -39,10 +41,14 @@ def report_checkpoint(
     state: LoopState,
     ranks: Ranks,
     metrics: Mapping[str, float],
+    table: Table | None = None,
 ) -> None:
     """Save on every rank and report to Ray Train, which keeps the best and the newest. A collective."""
     with tempfile.TemporaryDirectory(prefix="farsight-checkpoint-") as directory:
         engine.save_checkpoint(directory, tag=ENGINE)
+        if table is not None:
+            Path(directory, TABLE).mkdir()
+            table.rows.save(Path(directory, TABLE))
         if ranks.rank == 0:
             save_file(dict(weights), Path(directory) / WEIGHTS)
             write_json(Path(directory) / LOOP, {"world": ranks.world, "state": asdict(state)})
@@ -53,7 +59,7 @@ def report_checkpoint(
         )
 
 
-def resume(engine: Any, ranks: Ranks) -> LoopState:
+def resume(engine: Any, ranks: Ranks, table: Table | None = None) -> LoopState:
     """Load the newest checkpoint of the run, if there is one.
 
     Raises:
@@ -70,13 +76,16 @@ def resume(engine: Any, ranks: Ranks) -> LoopState:
                 f"train.workers.num_workers={loop['world']}, or choose another train.run_dir"
             )
         engine.load_checkpoint(directory, tag=ENGINE)
+        if table is not None:
+            table.rows.load(Path(directory, TABLE))
         # Ray may delete the directory once the first rank leaves it.
         ranks.all(True)
     return LoopState(**loop["state"])
 
 
 @contextmanager
-def checkpoint_weights(checkpoint: ray.train.Checkpoint) -> Iterator[dict[str, torch.Tensor]]:
-    """The plain weights inside a checkpoint."""
+def checkpoint_weights(checkpoint: ray.train.Checkpoint) -> Iterator[tuple[dict[str, torch.Tensor], Path | None]]:
+    """The plain weights inside a checkpoint, and the directory of its sharded item table, if it has one."""
     with checkpoint.as_directory() as directory:
-        yield load_file(Path(directory) / WEIGHTS)
+        table = Path(directory, TABLE)
+        yield load_file(Path(directory) / WEIGHTS), table if table.is_dir() else None

@@ -54,12 +54,12 @@ class RetrieverScorer:
     def __init__(self, retriever: Retriever, *, max_events: int, train_events_V: IntArray) -> None:
         self._retriever = retriever
         self._max_events = max_events
-        self._device = retriever.items.weight.device
+        self._device = next(retriever.parameters()).device
         # Places among the distinct numbers of events order the items alike, and float32 holds them exactly.
         places_V = np.unique(train_events_V, return_inverse=True)[1].astype(np.float32)
         self._popularity_V = torch.from_numpy(places_V).to(self._device)
         with torch.inference_mode():
-            self._items_VD = retriever.item_vectors(torch.arange(retriever.items.num_embeddings, device=self._device))
+            self._items_VD = retriever.catalogue_vectors()
 
     def __call__(self, cases: Cases) -> Float[Tensor, "B V"]:
         batch = to_device(cases.batch(self._max_events), self._device)

@@ -140,7 +140,7 @@ def _code(artifact: Artifact, name: str) -> int:
 
 def _best(retriever: Retriever, query_D: Tensor, seen: np.ndarray[Any, Any], k: int) -> list[int]:
     with torch.inference_mode():
-        items_VD = retriever.item_vectors(torch.arange(retriever.items.num_embeddings))
+        items_VD = retriever.catalogue_vectors()
         scores_1V = hide((items_VD @ query_D)[None], [torch.from_numpy(seen)])
     return [row for row in top_rows(scores_1V, k)[0][0].tolist() if row]
 

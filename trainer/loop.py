@@ -2,12 +2,13 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import ray.train
+import ray.train.torch
 import torch
 
 from data.batch import Batch
@@ -21,8 +22,10 @@ from trainer.engine import plain_weights, start_engine
 from trainer.evaluation import RetrieverScorer, evaluate_cases
 from trainer.ranks import Ranks
 from trainer.settings import EvaluateSettings, TrainSettings
+from trainer.sharded_evaluation import ShardedRanker
 from trainer.start import start_from
 from trainer.step import train_step
+from trainer.table import Table, start_table
 from trainer.telemetry import StepWindow, Telemetry
 
 
@@ -36,6 +39,7 @@ class Worker:
     dataset: PreparedDataset
     ranks: Ranks
     engine: Any
+    table: Table | None  # of items, where it is none of the engine's weights
     generator: torch.Generator
     state: LoopState
     stream: TrainingStream
@@ -82,6 +86,14 @@ def set_up_worker(config: dict[str, Any]) -> Worker:
     threads = train.workers.threads_per_worker
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     dataset = PreparedDataset.open(train.dataset)
+    table = start_table(
+        train.item_table,
+        train.optimizer,
+        num_rows=dataset.num_rows,
+        width=model.width,
+        seed=train.seed,
+        device=ray.train.torch.get_device(),
+    )
     torch.manual_seed(train.seed)  # the same first weights on every rank
     retriever = build_retriever(
         model,
@@ -89,6 +101,7 @@ def set_up_worker(config: dict[str, Any]) -> Worker:
         num_actions=dataset.num_actions,
         train_counts=dataset.train_counts(),
         catalogue=dataset.catalogue() if model.condition else None,
+        items=None if table is None else table.rows,
     )
     if train.start_from is not None:
         start_from(train.start_from, retriever, frozen=train.frozen)
@@ -96,7 +109,7 @@ def set_up_worker(config: dict[str, Any]) -> Worker:
     total_steps = int(train.epochs * batches_per_epoch / train.engine.gradient_accumulation)
     engine = start_engine(retriever, train.engine, train.optimizer, total_steps=total_steps)
     ranks = Ranks(rank, world)
-    state = resume(engine, ranks)
+    state = resume(engine, ranks, table)
     telemetry = None
     if rank == 0:
         recipe = {section: config[section] for section in ("train", "model", "evaluate")}
@@ -110,7 +123,7 @@ def set_up_worker(config: dict[str, Any]) -> Worker:
         device=engine.device,
     )
     evaluate = EvaluateSettings.model_validate(config["evaluate"])
-    return Worker(train, model, evaluate, dataset, ranks, engine, torch.Generator(), state, stream, telemetry)
+    return Worker(train, model, evaluate, dataset, ranks, engine, table, torch.Generator(), state, stream, telemetry)
 
 
 def train_epoch(worker: Worker) -> None:
@@ -132,7 +145,13 @@ def train_epoch(worker: Worker) -> None:
         state.step += 1
         due = state.step % train.tracking.every_steps == 0
         figures = train_step(
-            worker.engine, batch, generator=worker.generator, ranks=worker.ranks, where=where, measure_norm=due
+            worker.engine,
+            batch,
+            table=worker.table,
+            generator=worker.generator,
+            ranks=worker.ranks,
+            where=where,
+            measure_norm=due,
         )
         window.add(
             head_losses=figures["head_losses"],
@@ -171,37 +190,7 @@ def _validate_and_save(worker: Worker) -> None:
     state, ranks = worker.state, worker.ranks
     began = time.perf_counter()
     weights = plain_weights(worker.engine)
-    num_rows = worker.dataset.num_rows
-    retriever = build_retriever(
-        worker.model,
-        num_rows=num_rows,
-        num_actions=worker.dataset.num_actions,
-        catalogue=worker.dataset.catalogue() if worker.model.condition else None,
-    )
-    retriever.load_state_dict(weights)
-    limit = worker.train.max_validation_users
-    cases = split_cases(
-        worker.dataset,
-        "validation",
-        users_per_batch=worker.evaluate.users_per_batch,
-        gap_seconds=int(worker.evaluate.gap_seconds),
-        request_time=worker.evaluate.request_time,
-        max_users=None if limit is None else -(-limit // ranks.world),
-        rank=ranks.rank,
-        world=ranks.world,
-    )
-    totals = evaluate_cases(
-        RetrieverScorer(
-            retriever.to(worker.engine.device).eval(),
-            max_events=worker.model.max_events,
-            train_events_V=worker.dataset.train_counts(),
-        ),
-        cases,
-        num_rows=num_rows,
-        ks=(10,),
-        remove_seen=worker.evaluate.seen == "removed",
-    )
-    metrics = totals.over_ranks(ranks).means()
+    metrics = _validate(worker, weights)
     better = metrics[METRIC] > state.best
     state.validations_since_best = 0 if better else state.validations_since_best + 1
     state.best = max(state.best, metrics[METRIC])
@@ -210,7 +199,41 @@ def _validate_and_save(worker: Worker) -> None:
         worker.telemetry.write(
             "validation", state.step, epoch=state.epoch, seconds=seconds, train_seconds=state.seconds, **metrics
         )
-    report_checkpoint(worker.engine, weights, state, ranks, metrics)
+    report_checkpoint(worker.engine, weights, state, ranks, metrics, worker.table)
+
+
+def _validate(worker: Worker, weights: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Metrics of the whole split under the recipe's protocol, every rank ranking for its share of the users."""
+    dataset, evaluate, ranks = worker.dataset, worker.evaluate, worker.ranks
+    retriever = build_retriever(
+        worker.model,
+        num_rows=dataset.num_rows,
+        num_actions=dataset.num_actions,
+        catalogue=dataset.catalogue() if worker.model.condition else None,
+        items=None if worker.table is None else worker.table.rows,
+    )
+    retriever.load_state_dict(weights)
+    retriever.to(worker.engine.device).eval()
+    limit = worker.train.max_validation_users
+    cases = split_cases(
+        dataset,
+        "validation",
+        users_per_batch=evaluate.users_per_batch,
+        gap_seconds=int(evaluate.gap_seconds),
+        request_time=evaluate.request_time,
+        max_users=None if limit is None else -(-limit // ranks.world),
+        rank=ranks.rank,
+        world=ranks.world,
+    )
+    remove_seen = evaluate.seen == "removed"
+    max_events, counts_V = worker.model.max_events, dataset.train_counts()
+    if worker.table is not None:
+        ranker = ShardedRanker(retriever, worker.table.rows, max_events=max_events, train_events_V=counts_V)
+        totals = ranker.evaluate(cases, ks=(10,), remove_seen=remove_seen)
+    else:
+        scorer = RetrieverScorer(retriever, max_events=max_events, train_events_V=counts_V)
+        totals = evaluate_cases(scorer, cases, num_rows=dataset.num_rows, ks=(10,), remove_seen=remove_seen)
+    return totals.over_ranks(ranks).means()
 
 
 def _out_of_time(worker: Worker) -> bool:

@@ -37,6 +37,27 @@ class EngineSettings(Settings):
     )
 
 
+class ReplicatedTable(Settings):
+    """The item table is a weight like others: whole on every worker, trained by AdamW, split by ZeRO."""
+
+    kind: Literal["replicated"] = "replicated"
+
+
+class ShardedTableSettings(Settings):
+    """The rows of the item table are split over the workers; a step moves and updates only those that it names."""
+
+    kind: Literal["sharded"]
+    optimizer: Literal["lazy_adam", "rowwise_adagrad"] = Field(
+        "lazy_adam", description="lazy_adam: two more numbers per weight; rowwise_adagrad: one more per row"
+    )
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="peak learning rate of the rows, on the schedule of train.optimizer, whose own is the default",
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="number format of the rows; bf16 rounds at random")
+
+
 class WorkerSettings(Settings):
     """Ray Train workers and what each may use."""
 
@@ -86,6 +107,9 @@ class TrainSettings(Settings):
     )
     checkpoints_kept: int = Field(2, ge=1, description="best checkpoints kept; the newest is kept besides")
     optimizer: OptimizerSettings = Field(OptimizerSettings(), description="optimiser and schedule")
+    item_table: ReplicatedTable | ShardedTableSettings = Field(
+        ReplicatedTable(), discriminator="kind", description="where the item vectors live"
+    )
     engine: EngineSettings = Field(EngineSettings(), description="DeepSpeed")
     workers: WorkerSettings = Field(WorkerSettings(), description="Ray Train workers")
     tracking: TrackingSettings = Field(TrackingSettings(), description="W&B and logging")
@@ -94,6 +118,12 @@ class TrainSettings(Settings):
     def _nothing_to_freeze(self) -> "TrainSettings":
         if self.frozen != "nothing" and self.start_from is None:
             raise ValueError(f"frozen {self.frozen} keeps what start_from gives; set start_from, or freeze nothing")
+        return self
+
+    @model_validator(mode="after")
+    def _sharded_from_the_beginning(self) -> "TrainSettings":
+        if self.item_table.kind == "sharded" and self.start_from is not None:
+            raise ValueError("a sharded item_table cannot begin with start_from's vectors yet; use kind replicated")
         return self
 
 

@@ -2,11 +2,9 @@
 
 from typing import Literal
 
-from safetensors.torch import load_file
-
 from data.dataset import PreparedDataset
 from data.errors import ArtifactMismatch
-from modeling.artifact import WEIGHTS, Artifact
+from modeling.artifact import ITEM_WEIGHT, Artifact
 from modeling.retriever import Retriever
 from modeling.settings import ModelSettings
 
@@ -41,7 +39,7 @@ def start_from(directory: str, retriever: Retriever, *, frozen: Literal["nothing
 
     A head that the artifact lacks begins as its first.
     """
-    weights = load_file(Artifact.open(directory).directory / WEIGHTS)
+    weights = Artifact.open(directory).weights()
     state = retriever.state_dict()
     for name in state:
         if name.startswith("branches.") and name not in weights:
@@ -49,7 +47,7 @@ def start_from(directory: str, retriever: Retriever, *, frozen: Literal["nothing
             weights[name] = weights[f"branches.0.{rest}"]
     retriever.load_state_dict({**state, **{name: value for name, value in weights.items() if name in state}})
     if frozen == "backbone":
-        retriever.items.requires_grad_(False)
+        retriever.get_parameter(ITEM_WEIGHT).requires_grad_(False)
         retriever.encoder.requires_grad_(False)
 
 

@@ -9,6 +9,7 @@ from data.batch import Batch
 from data.errors import NonFiniteLoss
 from trainer.engine import gradient_norm
 from trainer.ranks import Ranks
+from trainer.table import Table
 
 
 class StepFigures(TypedDict):
@@ -21,12 +22,20 @@ class StepFigures(TypedDict):
 
 
 def train_step(
-    engine: Any, batch: Batch, *, generator: torch.Generator, ranks: Ranks, where: str, measure_norm: bool
+    engine: Any,
+    batch: Batch,
+    *,
+    table: Table | None = None,
+    generator: torch.Generator,
+    ranks: Ranks,
+    where: str,
+    measure_norm: bool,
 ) -> StepFigures:
     """Forward, backward, and an optimiser step whenever the accumulated batches are complete.
 
     Args:
         engine: the DeepSpeed engine; its module is a `modeling.retriever.Retriever`.
+        table: the item table, where it is none of the engine's weights.
         where: epoch and batch, for the message of an error.
         measure_norm: whether to report the gradient norm, which costs a pass over all gradients.
 
@@ -45,6 +54,8 @@ def train_step(
         )
     engine.backward(losses["loss"])
     norm = gradient_norm(engine) if measure_norm else None
+    if table is not None:
+        table.learn(engine.get_lr()[0], complete=engine.is_gradient_accumulation_boundary())
     engine.step()
     return StepFigures(
         loss=loss,

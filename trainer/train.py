@@ -212,6 +212,6 @@ def _export(
     if not checkpoints:
         raise TrainingError(f"{run_dir}: the run ended without a checkpoint; remove it and train again")
     checkpoint, metrics = max(checkpoints, key=lambda pair: (pair[1][METRIC], -pair[1]["epoch"]))
-    with checkpoint_weights(checkpoint) as weights:
+    with checkpoint_weights(checkpoint) as (weights, table):
         facts = {**facts, "validation": metrics}
-        return save_artifact(run_dir / ARTIFACT, weights, model, dataset, facts=facts, replace=True)
+        return save_artifact(run_dir / ARTIFACT, weights, model, dataset, table=table, facts=facts, replace=True)
