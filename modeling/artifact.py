@@ -1,7 +1,8 @@
 """The artifact: the directory that training writes and evaluation, indexing and serving read.
 
 DIR/manifest.json         hashes of the files below, content hash, where the weights came from
-DIR/model.safetensors     weights
+DIR/items.safetensors     the item table
+DIR/model.safetensors     all other weights
 DIR/settings.json         model settings, table sizes, action names
 DIR/vocabulary.parquet    item ids in row order
 DIR/catalogue.parquet     items with categories, titles and training counts, in row order
