@@ -11,10 +11,11 @@ from modeling.encoder import Encoder
 from modeling.foresight import LinearHeads, Prediction
 from modeling.hstu import HstuBlock
 from modeling.item_table import ItemTable, WholeTable
-from modeling.negatives import NegativeSampler
+from modeling.negatives import EveryItem, Negatives, NegativeSampler
 from modeling.retriever import Retriever
 from modeling.sasrec import SasrecBlock
 from modeling.settings import (
+    AllNegatives,
     HstuSettings,
     InBatchNegatives,
     MixedNegatives,
@@ -62,7 +63,7 @@ def build_retriever(
         reads_times=settings.reads_times,
         prediction=Prediction(prediction.heads, prediction.hidden, prediction.gap or 0, prediction.window_seconds),
         conditioning=_conditioning(settings, catalogue),
-        sampler=None if train_counts is None else _sampler(settings, torch.as_tensor(train_counts)),
+        sampler=None if train_counts is None else _negatives(settings, torch.as_tensor(train_counts)),
         temperature=settings.temperature,
     )
 
@@ -112,8 +113,10 @@ def _block(settings: ModelSettings) -> nn.Module:
             )
 
 
-def _sampler(settings: ModelSettings, train_counts_V: torch.Tensor) -> NegativeSampler:
+def _negatives(settings: ModelSettings, train_counts_V: torch.Tensor) -> Negatives:
     match settings.negatives:
+        case AllNegatives():
+            return EveryItem(len(train_counts_V))
         case UniformNegatives() as uniform:
             return NegativeSampler(train_counts_V, num_uniform=uniform.num_uniform, num_in_batch=0)
         case InBatchNegatives() as in_batch:

@@ -8,6 +8,8 @@ from torch.nn import functional
 
 # Logits computed at a time: half a megabyte stays in a CPU's cache; a GPU wants large products.
 LOGITS_PER_CHUNK = {"cpu": 2**17, "cuda": 2**26}
+# Targets at a time at least, however many negatives there are: the negatives are read once per chunk.
+MIN_TARGETS_PER_CHUNK = 32
 
 
 def sampled_softmax(
@@ -71,7 +73,7 @@ class _SampledSoftmax(torch.autograd.Function):
         losses_E = torch.empty_like(target_logit_E)
         to_queries, to_targets = torch.empty_like(queries), torch.empty_like(targets)
         to_negatives = torch.zeros_like(negatives)
-        rows = max(1, LOGITS_PER_CHUNK.get(queries.device.type, 2**20) // num_negatives)
+        rows = max(MIN_TARGETS_PER_CHUNK, LOGITS_PER_CHUNK.get(queries.device.type, 2**20) // num_negatives)
         for first in range(0, num_targets, rows):
             part = slice(first, first + rows)
             logits = torch.addmm(-negative_log_q_N, queries[part], negatives.T)

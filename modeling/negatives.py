@@ -5,7 +5,38 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
-class NegativeSampler(nn.Module):
+class Negatives(nn.Module):
+    """Which items a batch's targets are told from: base of the ways to choose them."""
+
+    def forward(self, targets_E: Int[Tensor, "E"], generator: torch.Generator | None) -> Int[Tensor, "N"]:
+        """Rows of the negatives, shared by all targets; never row 0."""
+        raise NotImplementedError
+
+    def log_q(self, rows: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Natural log of the probability that one draw gives each of these rows."""
+        raise NotImplementedError
+
+
+class EveryItem(Negatives):
+    """The whole catalogue, once: sampled softmax over it is the full softmax.
+
+    For catalogues up to some 200,000 items; past that a step is all logits.
+    """
+
+    def __init__(self, num_rows: int) -> None:
+        super().__init__()
+        self.num_rows = num_rows
+
+    def forward(self, targets_E: Int[Tensor, "E"], generator: torch.Generator | None) -> Int[Tensor, "N"]:
+        """Every row but padding."""
+        return torch.arange(1, self.num_rows, device=targets_E.device)
+
+    def log_q(self, rows: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Zero: nothing is drawn, so there is nothing to correct."""
+        return torch.zeros(rows.shape, device=rows.device)
+
+
+class NegativeSampler(Negatives):
     """Draws negatives shared by all targets of a batch, from the catalogue and from the targets.
 
     The probability that one draw gives item v is the mixture

@@ -15,7 +15,7 @@ from modeling.encoder import Encoder
 from modeling.foresight import Foresight, LinearHeads, Prediction, following, foresee, last_labels
 from modeling.item_table import HeldItems, ItemTable
 from modeling.losses import sampled_softmax
-from modeling.negatives import NegativeSampler
+from modeling.negatives import Negatives
 from modeling.view import View, causal
 
 
@@ -43,7 +43,7 @@ class Retriever(nn.Module):
         reads_times: whether any block has a time bias.
         prediction: what a position learns to predict.
         conditioning: how answers are asked for, and how that is learned; None for a retriever without conditions.
-        sampler: draws the negatives of a batch; None for a retriever that only answers.
+        sampler: chooses the negatives of a batch; None for a retriever that only answers.
         temperature: divides the cosine scores in the loss.
     """
 
@@ -58,7 +58,7 @@ class Retriever(nn.Module):
         reads_times: bool,
         prediction: Prediction,
         conditioning: Conditioning | None = None,
-        sampler: NegativeSampler | None,
+        sampler: Negatives | None,
         temperature: float,
     ) -> None:
         super().__init__()

@@ -66,8 +66,16 @@ class MixedNegatives(Settings):
     num_in_batch: int = Field(128, ge=1, description="in-batch negatives per batch")
 
 
+class AllNegatives(Settings):
+    """Every other item of the catalogue: the full softmax, whose logits never stand in memory at once."""
+
+    kind: Literal["all"]
+
+
 EncoderSettings = Annotated[HstuSettings | TransformerSettings | SasrecSettings, Field(discriminator="kind")]
-NegativesSettings = Annotated[UniformNegatives | InBatchNegatives | MixedNegatives, Field(discriminator="kind")]
+NegativesSettings = Annotated[
+    UniformNegatives | InBatchNegatives | MixedNegatives | AllNegatives, Field(discriminator="kind")
+]
 
 
 class PredictionSettings(Settings):

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from modeling.losses import LOGITS_PER_CHUNK, full_softmax, sampled_softmax
-from modeling.negatives import NegativeSampler
+from modeling.negatives import EveryItem, NegativeSampler
 
 
 def unit_vectors(*shape: int, seed: int) -> torch.Tensor:
@@ -101,6 +101,30 @@ def test_negatives_are_drawn_as_often_as_their_stated_probability(num_uniform: i
     assert stated[0] == 0
     # 128,000 draws: a share of 0.03 has a standard error of 0.0005, and batches add to it.
     np.testing.assert_allclose((drawn / drawn.sum()).numpy(), stated.numpy(), atol=0.006)
+
+
+@pytest.mark.parametrize("num_rows", [40, 5000])
+def test_every_item_as_a_negative_gives_the_full_softmax_and_its_gradient(num_rows: int) -> None:
+    torch.manual_seed(0)
+    table_VD = functional.normalize(torch.randn(num_rows, 8), dim=-1)
+    query_ED = functional.normalize(torch.randn(100, 8), dim=-1).requires_grad_()
+    targets_E = torch.randint(1, num_rows, (100,))
+    negatives = EveryItem(num_rows)
+    rows_N = negatives(targets_E, None)
+    loss = sampled_softmax(
+        query_ED,
+        table_VD[targets_E],
+        table_VD[rows_N],
+        positive_rows_EK=targets_E[:, None],
+        negative_rows_N=rows_N,
+        target_log_q_E=negatives.log_q(targets_E),
+        negative_log_q_N=negatives.log_q(rows_N),
+        temperature=0.05,
+    )
+    [found] = torch.autograd.grad(loss, query_ED)
+    expected = full_softmax(query_ED, table_VD, targets_E, temperature=0.05).mean()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(found, torch.autograd.grad(expected, query_ED)[0])
 
 
 @pytest.mark.parametrize(("num_uniform", "num_in_batch"), [(64, 0), (0, 64), (32, 32)])

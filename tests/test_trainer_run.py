@@ -97,10 +97,11 @@ def _check_complete(directory: Path, summary: dict[str, Any]) -> None:
 
 
 @pytest.mark.ray
-def test_a_worker_killed_in_mid_run_is_replaced_and_validation_follows_the_protocol(
+def test_a_worker_killed_with_half_the_items_is_replaced_and_validation_follows_the_protocol(
     ray_session: None, tmp_path: Path
 ) -> None:
-    settings = recipe(tmp_path, engine={"zero_stage": 1, "gradient_accumulation": 2})
+    sharded = {"kind": "sharded", "optimizer": "rowwise_adagrad"}
+    settings = recipe(tmp_path, engine={"zero_stage": 1, "gradient_accumulation": 2}, item_table=sharded)
     settings["evaluate"] = {"gap_seconds": 200_000, "request_time": "last_event", "ks": [10], "baselines": []}
     killer = Killer(tmp_path / "run")
     summary = trainer.train.run(settings)

@@ -55,6 +55,11 @@ def run(recipe: Recipe) -> dict[str, Any]:
     """
     train = read_section(recipe, "train", TrainSettings)
     model = read_section(recipe, "model", ModelSettings)
+    if train.item_table.kind == "sharded" and model.negatives.kind == "all":
+        raise RecipeError(
+            "model.negatives.kind all needs every item on every worker, and train.item_table.kind sharded splits them; "
+            "draw uniform negatives, or keep the table replicated"
+        )
     dataset = PreparedDataset.open(train.dataset)
     evaluate = settled(read_section(recipe, "evaluate", EvaluateSettings), dataset)
     if model.needs_times and not dataset.has_times:
