@@ -46,6 +46,7 @@ from data.settings import Recipe, read_section
 from data.spill import Plan, spill_fragment, times_in_bin, write_bucket
 from data.splits import bin_of_rank, cut_rank
 from data.storage import MANIFEST, directory_hashes, published_directory, write_json
+from data.vocabulary import Vocabulary
 
 _BUCKET_BYTES = 64 * 2**20
 _MIN_BUCKETS = 8
@@ -86,13 +87,14 @@ def _ingest(settings: IngestSettings, directory: Path) -> dict[str, Any]:
         raise LogError(f"{', '.join(locations)}: the log holds no rows")
     check_order(settings, fragments[0])
     has_times = "timestamp" in fragments[0].columns
+    known = None if settings.items_from is None else Vocabulary.load(Path(settings.items_from))
     catalogue = _catalogue(settings, locations, text)
     plan = Plan(directory, text, row_rules(settings, has_times), settings.num_buckets or _default_buckets(files))
     plan.make_folders()
     first = _mapped(spill_fragment, [asdict(fragment) for fragment in fragments], "reading log", plan=plan)
     read = total(RowTally(**report["tally"]) for report in first)
     check_share(read, settings.max_bad_share)
-    vocabulary, num_uncatalogued = write_vocabulary(catalogue, plan)
+    vocabulary, num_uncatalogued = write_vocabulary(catalogue, plan, known)
     actions = logged_actions(first)
     cuts = _cuts(settings, read.good, plan)
     rules = HistoryRules(settings.sort, settings.duplicates, settings.min_user_events, cuts, settings.split.test_events)

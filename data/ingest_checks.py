@@ -53,11 +53,15 @@ def row_rules(settings: IngestSettings, has_times: bool) -> RowRules:
     )
 
 
-def write_vocabulary(catalogue: pa.Table | None, plan: Plan) -> tuple[Vocabulary, int]:
-    """Write the vocabulary of catalogue and log; also the number of items that only the log has."""
+def write_vocabulary(catalogue: pa.Table | None, plan: Plan, known: Vocabulary | None) -> tuple[Vocabulary, int]:
+    """Write the vocabulary of catalogue and log; also the number of its items that the catalogue lacks.
+
+    Args:
+        known: items that keep their rows; new ones come after them.
+    """
     logged = pl.read_parquet(plan.spill / "items-*.parquet")["item_id"].unique().to_list()
     listed = set(catalogue.column("item_id").to_pylist()) if catalogue is not None else set()
-    vocabulary = Vocabulary.from_items([*listed, *logged])
+    vocabulary = Vocabulary.from_items([*listed, *logged]) if known is None else known.grown([*listed, *logged])
     vocabulary.save(plan.directory)
     return vocabulary, vocabulary.num_items - len(listed)
 

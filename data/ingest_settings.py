@@ -76,6 +76,11 @@ class IngestSettings(Settings):
     catalogue_columns: dict[str, str] = Field(
         default_factory=dict, description="our column name -> the catalogue's, for item_id, categories and title"
     )
+    items_from: str | None = Field(
+        None,
+        description="prepared dataset or artifact whose items keep their rows, new items getting the rows after them, "
+        "so that its weights can be trained further (train.start_from); by default rows go by the sorted ids",
+    )
     category_separator: str | None = Field(
         None, description="what stands between the categories of one item where they are one string, such as |"
     )

@@ -32,6 +32,14 @@ class Vocabulary:
         """Rows in the order of the sorted distinct ids, so that the same items give the same rows."""
         return cls(sorted(set(item_ids)))
 
+    def grown(self, item_ids: Iterable[str]) -> "Vocabulary":
+        """The same items in their rows, and behind them those that are new, sorted."""
+        return Vocabulary([*self._item_ids, *sorted(set(item_ids) - self._rows.keys())])
+
+    def begins(self, other: "Vocabulary") -> bool:
+        """Whether the other one has all of these items in the same rows."""
+        return self._item_ids == other._item_ids[: len(self._item_ids)]
+
     @property
     def num_items(self) -> int:
         """Number of items, padding not counted."""

@@ -129,6 +129,17 @@ def test_every_row_read_is_accounted_for(prepared: PreparedDataset) -> None:
 
 
 @pytest.mark.ray
+def test_items_of_an_earlier_dataset_keep_their_rows(prepared: PreparedDataset, log: Path, tmp_path: Path) -> None:
+    (tmp_path / "day.csv").write_text("user_id,item_id,timestamp\n1,7,1100000000\n1,0new,1100000001\n1,91,1100000002\n")
+    run(recipe(tmp_path / "day.csv", tmp_path / "out", items_from=str(prepared.directory)))
+    grown = PreparedDataset.open(tmp_path / "out")
+    before, after = prepared.vocabulary(), grown.vocabulary()
+    assert after.item_ids == [*before.item_ids, "0new"]  # sorted, it would stand first
+    [history] = histories(grown).values()
+    assert after.external(history["items"]) == ["7", "0new", "91"]
+    assert history["items"][0] == before.rows(["7"])[0]
+
+
 def test_catalogue_and_vocabulary_hold_every_item_in_one_order(prepared: PreparedDataset) -> None:
     items = sorted({str(item) for item in (*range(30), 90, 91)})
     assert prepared.vocabulary().item_ids == items

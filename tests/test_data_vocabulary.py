@@ -30,6 +30,17 @@ def test_rows_and_ids_are_inverse_and_row_zero_is_no_item(items: list[str]) -> N
     assert vocabulary.num_rows == vocabulary.num_items + 1
 
 
+@given(st.lists(st.text(min_size=1), unique=True), st.lists(st.text(min_size=1)))
+def test_a_grown_vocabulary_keeps_every_row_and_appends_what_is_new(old: list[str], logged: list[str]) -> None:
+    first = Vocabulary(old)
+    grown = first.grown(logged)
+    assert first.begins(grown)
+    assert grown.item_ids[: len(old)] == old
+    assert grown.item_ids[len(old) :] == sorted(set(logged) - set(old))
+    assert grown.begins(first) == (len(grown.item_ids) == len(old))
+    assert grown.grown(logged).content_hash == grown.content_hash
+
+
 def test_an_item_that_is_not_there_gets_the_padding_row() -> None:
     assert Vocabulary(["a"]).rows(["a", "b"]).tolist() == [1, PAD_ROW]
 

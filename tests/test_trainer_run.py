@@ -182,3 +182,11 @@ def test_a_misspelt_setting_is_named(tmp_path: Path) -> None:
     settings = recipe(tmp_path, learning_rte=1)
     with pytest.raises(RecipeError, match=r"train.learning_rte: Extra inputs are not permitted"):
         trainer.train.run(settings)
+
+
+def test_every_item_as_a_negative_and_a_sharded_table_exclude_each_other(tmp_path: Path) -> None:
+    settings = recipe(tmp_path, item_table={"kind": "sharded"})
+    settings["model"]["negatives"] = {"kind": "all"}
+    with pytest.raises(RecipeError, match="needs every item on every worker"):
+        trainer.train.run(settings)
+    assert not (tmp_path / "run").exists()

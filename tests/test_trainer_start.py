@@ -61,6 +61,21 @@ def test_another_shape_or_vocabulary_is_refused(dataset: PreparedDataset, artifa
     wider = artifact.settings.model_copy(update={"width": 32})
     with pytest.raises(ArtifactMismatch, match=r"model.width is 32, but .* has 16; keep the artifact's"):
         check_start(str(artifact.directory), wider, dataset)
-    other = write_dataset(tmp_path / "other", num_items=NUM_ITEMS + 1)
-    with pytest.raises(ArtifactMismatch, match="vocabulary"):
+    other = write_dataset(tmp_path / "other", num_items=NUM_ITEMS - 1)
+    with pytest.raises(ArtifactMismatch, match=r"does not begin with that of .*; ingest with ingest.items_from="):
         check_start(str(artifact.directory), artifact.settings, other)
+
+
+def test_items_that_are_new_since_the_artifact_begin_fresh_and_the_others_go_on(
+    artifact: Artifact, tmp_path: Path
+) -> None:
+    grown = write_dataset(tmp_path / "grown", num_items=NUM_ITEMS + 5)
+    assert check_start(str(artifact.directory), artifact.settings, grown) == artifact.content_hash
+    torch.manual_seed(7)
+    retriever = build_retriever(artifact.settings, num_rows=NUM_ITEMS + 6, num_actions=len(ACTIONS))
+    fresh_VD = retriever.item_vectors(torch.arange(NUM_ITEMS + 6))
+    start_from(str(artifact.directory), retriever, frozen="nothing")
+    found_VD = retriever.item_vectors(torch.arange(NUM_ITEMS + 6))
+    old_VD = artifact.load_retriever().item_vectors(torch.arange(NUM_ITEMS + 1))
+    assert torch.equal(found_VD[: NUM_ITEMS + 1], old_VD)
+    assert torch.equal(found_VD[NUM_ITEMS + 1 :], fresh_VD[NUM_ITEMS + 1 :])

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from data.conditions import Conditions
 from data.dataset import PreparedDataset
 from data.errors import ArtifactMismatch
 from modeling.artifact import ITEM_WEIGHT, Artifact
@@ -12,8 +13,9 @@ from modeling.settings import ModelSettings
 def check_start(directory: str, model: ModelSettings, dataset: PreparedDataset) -> str:
     """Refuse to begin with an artifact that the model cannot take over.
 
-    The dataset must have the artifact's vocabulary; of the model, what both have must have one shape.
-    Conditions, and heads after the first, may be new.
+    The dataset must have the artifact's items in the same rows, and may have new ones behind them
+    (`ingest.items_from`); of the model, what both have must have one shape. Conditions, and heads
+    after the first, may be new.
 
     Returns:
         the artifact's content hash.
@@ -23,7 +25,8 @@ def check_start(directory: str, model: ModelSettings, dataset: PreparedDataset) 
         ArtifactMismatch: the vocabularies or the shapes differ.
     """
     artifact = Artifact.open(directory)
-    artifact.check_dataset(dataset)
+    _check_rows(artifact, dataset)
+    _check_conditions(artifact, model, dataset)
     for name in ("width", "max_events", "use_actions", "encoder"):
         found, expected = getattr(model, name), getattr(artifact.settings, name)
         if found != expected:
@@ -34,13 +37,44 @@ def check_start(directory: str, model: ModelSettings, dataset: PreparedDataset) 
     return artifact.content_hash
 
 
+def _check_rows(artifact: Artifact, dataset: PreparedDataset) -> None:
+    vocabulary = dataset.vocabulary()
+    if not artifact.vocabulary().begins(vocabulary):
+        raise ArtifactMismatch(
+            f"{dataset.directory}: its vocabulary ({vocabulary.num_items} items) does not begin with that of "
+            f"{artifact.directory} ({artifact.num_rows - 1}); ingest with ingest.items_from={artifact.directory}"
+        )
+    if artifact.settings.use_actions and artifact.actions != dataset.manifest["actions"]:
+        raise ArtifactMismatch(
+            f"{dataset.directory}: actions {dataset.manifest['actions']}, but {artifact.directory} has "
+            f"{artifact.actions}; train from the beginning, or with model.use_actions=false"
+        )
+
+
+def _check_conditions(artifact: Artifact, model: ModelSettings, dataset: PreparedDataset) -> None:
+    """Conditions are numbered by name, so where both models have them the names must be the same."""
+    if artifact.settings.condition is None or model.condition is None:
+        return
+    pools = [(pool.name, pool.max_age_days) for pool in model.condition.pools]
+    found, expected = Conditions.of(dataset.catalogue(), pools).names, artifact.conditions().names
+    if list(found) != list(expected):
+        changed = sorted(set(found) ^ set(expected))[:5]
+        raise ArtifactMismatch(
+            f"{dataset.directory}: its categories and pools are not those of {artifact.directory} (first differences: "
+            f"{', '.join(changed)}); begin with an artifact that has no conditions"
+        )
+
+
 def start_from(directory: str, retriever: Retriever, *, frozen: Literal["nothing", "backbone"]) -> None:
     """Take over an artifact's weights; what it lacks keeps its fresh weights. Call `check_start` first.
 
-    A head that the artifact lacks begins as its first.
+    A head that the artifact lacks begins as its first; items that it lacks keep their fresh vectors.
     """
     weights = Artifact.open(directory).weights()
     state = retriever.state_dict()
+    items_VD = state[ITEM_WEIGHT].clone()
+    items_VD[: len(weights[ITEM_WEIGHT])] = weights[ITEM_WEIGHT]
+    weights[ITEM_WEIGHT] = items_VD
     for name in state:
         if name.startswith("branches.") and name not in weights:
             _, _, rest = name.split(".", 2)

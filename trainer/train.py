@@ -55,23 +55,9 @@ def run(recipe: Recipe) -> dict[str, Any]:
     """
     train = read_section(recipe, "train", TrainSettings)
     model = read_section(recipe, "model", ModelSettings)
-    if train.item_table.kind == "sharded" and model.negatives.kind == "all":
-        raise RecipeError(
-            "model.negatives.kind all needs every item on every worker, and train.item_table.kind sharded splits them; "
-            "draw uniform negatives, or keep the table replicated"
-        )
     dataset = PreparedDataset.open(train.dataset)
+    _check_fit(train, model, dataset)
     evaluate = settled(read_section(recipe, "evaluate", EvaluateSettings), dataset)
-    if model.needs_times and not dataset.has_times:
-        raise DatasetError(
-            f"{train.dataset}: its log had no times, and the model needs them; set model.encoder.time_bias=false and "
-            "keep model.prediction from gaps and windows in seconds, or ingest a log with times"
-        )
-    if not dataset.manifest["counts"]["users_with_validation"]:
-        raise DatasetError(
-            f"{train.dataset}: no user has validation targets, by which the best checkpoint is chosen; ingest more "
-            "events per user, or with another ingest.split"
-        )
     run_dir = Path(train.run_dir).resolve()
     model = with_gap(model, dataset, run_dir)
     begins = None if train.start_from is None else check_start(train.start_from, model, dataset)
@@ -101,6 +87,25 @@ def run(recipe: Recipe) -> dict[str, Any]:
     seconds = round(time.perf_counter() - began, 1)
     artifact = _export(result, run_dir, model, dataset, {"settings": config, "seconds": seconds})
     return _summary(artifact, run_dir)
+
+
+def _check_fit(train: TrainSettings, model: ModelSettings, dataset: PreparedDataset) -> None:
+    """Refuse settings that do not fit together, or that ask for what the dataset lacks."""
+    if train.item_table.kind == "sharded" and model.negatives.kind == "all":
+        raise RecipeError(
+            "model.negatives.kind all needs every item on every worker, and train.item_table.kind sharded splits them; "
+            "draw uniform negatives, or keep the table replicated"
+        )
+    if model.needs_times and not dataset.has_times:
+        raise DatasetError(
+            f"{train.dataset}: its log had no times, and the model needs them; set model.encoder.time_bias=false and "
+            "keep model.prediction from gaps and windows in seconds, or ingest a log with times"
+        )
+    if not dataset.manifest["counts"]["users_with_validation"]:
+        raise DatasetError(
+            f"{train.dataset}: no user has validation targets, by which the best checkpoint is chosen; ingest more "
+            "events per user, or with another ingest.split"
+        )
 
 
 def _summary(artifact: Artifact, run_dir: Path) -> dict[str, Any]:
