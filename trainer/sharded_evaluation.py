@@ -88,8 +88,10 @@ class ShardedRanker:
         )
         ranks_T = self._sum(above_TR.sum(1))
         ranks_T = torch.where(target_T == -2, MISSED, ranks_T)
-        place_Bk, best_Bk = top_rows(scores_BR, k)  # places ascend as rows do, so ties fall alike
-        return ranks_T.cpu(), self._merged(best_Bk, self._rows_R[place_Bk], k)
+        short = max(0, k - scores_BR.shape[1])  # a shard may have fewer rows than k, or none
+        padded_BR = functional.pad(scores_BR, (0, short), value=float("-inf"))
+        place_Bk, best_Bk = top_rows(padded_BR, k)  # places ascend as rows do, so ties fall alike
+        return ranks_T.cpu(), self._merged(best_Bk, functional.pad(self._rows_R, (0, short))[place_Bk], k)
 
     def _merged(self, best_Bk: Tensor, rows_Bk: Tensor, k: int) -> Tensor:
         """The k best of all shards; row 0 where fewer may be shown."""
