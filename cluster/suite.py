@@ -64,6 +64,7 @@ class SuiteSettings(Settings):
     train: Sections = Field(default_factory=dict, description="`train` section that all rows start from")
     models: dict[str, ModelSettings] = Field(min_length=1, description="rows by name, in the order of the tables")
     compare: list[tuple[str, str]] = Field([], description="pairs of rows: is the first better than the second?")
+    compare_by: list[str] = Field(["ndcg@10"], min_length=1, description="the metrics that pairs are compared by")
 
     @model_validator(mode="after")
     def _names_exist(self) -> "SuiteSettings":

@@ -91,6 +91,7 @@ def _comparisons(settings: SuiteSettings, comparisons: Sequence[Mapping[str, Any
         return []
     rows = [
         [
+            found["metric"],
             f"{settings.models[found['first']].title} over {settings.models[found['second']].title}",
             f"{found['difference']:+.4f}",
             f"{found['low']:+.4f} to {found['high']:+.4f}",
@@ -100,7 +101,7 @@ def _comparisons(settings: SuiteSettings, comparisons: Sequence[Mapping[str, Any
         ]
         for found in comparisons
     ]
-    head = ["NDCG@10 of", "gain", "95% interval over users", "p", "deviation over seeds", "verdict"]
+    head = ["metric", "of", "gain", "95% interval over users", "p", "deviation over seeds", "verdict"]
     return ["### Compared, user by user", table(head, rows)]
 
 

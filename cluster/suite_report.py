@@ -14,8 +14,6 @@ from cluster.suite_markdown import as_markdown
 from cluster.suite_plots import draw_bars, draw_curves, draw_horizon
 from data.storage import write_json
 
-METRIC = "ndcg@10"
-
 Measured = dict[str, Any]  # what `cluster.benchmark` wrote to row.json
 
 
@@ -42,7 +40,10 @@ def write_report(settings: SuiteSettings, suite: str, out: Path) -> dict[str, An
             "figures": figures,
             "runs": {model: [_facts(run) for run in runs] for model, runs in rows.items()},
             "comparisons": [
-                _compared(a, b, rows, settings, out / name) for a, b in settings.compare if {a, b} <= rows.keys()
+                _compared((a, b), metric, rows, settings, out / name)
+                for a, b in settings.compare
+                if {a, b} <= rows.keys()
+                for metric in settings.compare_by
             ],
             "plots": plots,
         }
@@ -86,14 +87,15 @@ def _facts(run: Measured) -> dict[str, Any]:
 
 
 def _compared(
-    first: str, second: str, rows: Mapping[str, list[Measured]], settings: SuiteSettings, folder: Path
+    pair: tuple[str, str], metric: str, rows: Mapping[str, list[Measured]], settings: SuiteSettings, folder: Path
 ) -> dict[str, Any]:
-    """Whether one row is better than another, over the same users and over seeds."""
+    """Whether one row is better than another by a metric, over the same users and over seeds."""
+    first, second = pair
     protocol = next(iter(settings.protocols))
-    users = {model: _user_means(folder / model, rows[model], protocol) for model in (first, second)}
+    users = {model: _user_means(folder / model, rows[model], protocol, metric) for model in pair}
     shared = sorted(users[first].keys() & users[second].keys())
-    of_seeds = {model: [run["metrics"][protocol][METRIC] for run in rows[model]] for model in (first, second)}
-    for model in (first, second):
+    of_seeds = {model: [run["metrics"][protocol][metric] for run in rows[model]] for model in pair}
+    for model in pair:
         if settings.models[model].baseline is not None:  # the same for every seed
             of_seeds[model] *= 2
     found = floors.start(
@@ -103,16 +105,16 @@ def _compared(
         a_seeds=of_seeds[first],
         b_seeds=of_seeds[second],
     )
-    return {"first": first, "second": second, "metric": METRIC, "protocol": protocol, **found}
+    return {"first": first, "second": second, "metric": metric, "protocol": protocol, **found}
 
 
-def _user_means(folder: Path, runs: Sequence[Measured], protocol: str) -> dict[str, float]:
-    """The metric of every user, averaged over the seeds of one model."""
+def _user_means(folder: Path, runs: Sequence[Measured], protocol: str, metric: str) -> dict[str, float]:
+    """A metric of every user, averaged over the seeds of one model."""
     sums: dict[str, float] = {}
     for run in runs:
         (file,) = (folder / f"seed-{run['seed']}" / "users" / protocol).glob("*.parquet")
-        table = pq.read_table(file, columns=["user_id", METRIC])
-        for user, value in zip(table["user_id"].to_pylist(), table[METRIC].to_pylist(), strict=True):
+        table = pq.read_table(file, columns=["user_id", metric])
+        for user, value in zip(table["user_id"].to_pylist(), table[metric].to_pylist(), strict=True):
             sums[user] = sums.get(user, 0.0) + value / len(runs)
     return sums
 
