@@ -25,7 +25,8 @@ def cut_windows(histories: pa.Table, *, max_events: int, rule: WindowRule) -> pa
         histories: rows of `data.schema.HISTORY_SCHEMA`.
 
     Returns:
-        Table with `user_key` and the list columns `items`, `times`, `actions`, `requests`.
+        Table with `user_key`, `window` (0 for the newest of a history; with `user_key` it names the window) and the
+        list columns `items`, `times`, `actions`, `requests`.
     """
     combined = histories.combine_chunks()
     offsets = list_column(combined, "items").offsets.to_numpy().astype(np.int64)
@@ -39,7 +40,10 @@ def cut_windows(histories: pa.Table, *, max_events: int, rule: WindowRule) -> pa
     stop_W = offsets[row_W] + num_train[row_W] - nth_W * max_events
     start_W = np.maximum(stop_W - max_events - 1, offsets[row_W])
     taken_E, new_offsets = joined_ranges(start_W, stop_W - start_W)
-    columns: dict[str, pa.Array] = {"user_key": combined.column("user_key").to_numpy()[row_W]}
+    columns: dict[str, pa.Array] = {
+        "user_key": combined.column("user_key").to_numpy()[row_W],
+        "window": pa.array(nth_W, pa.int64()),
+    }
     for name in ("items", "times", "actions", "requests"):
         values = list_column(combined, name).values.take(pa.array(taken_E))
         columns[name] = pa.ListArray.from_arrays(pa.array(new_offsets, pa.int32()), values)

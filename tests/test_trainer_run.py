@@ -15,13 +15,14 @@ import trainer.train
 from data.dataset import PreparedDataset
 from data.errors import DatasetError, MachineError, NonFiniteLoss, RecipeError, TrainingError
 from data.storage import MANIFEST, write_json
+from data.stream import count_targets
 from modeling.artifact import Artifact
 from tests.small_world import write_dataset
 from trainer.settings import WorkerSettings
 from trainer.telemetry import read_figures
 from trainer.train import check_resources
 
-EPOCHS = 10
+EPOCHS = 6
 
 
 def recipe(directory: Path, **train: Any) -> dict[str, Any]:
@@ -35,6 +36,7 @@ def recipe(directory: Path, **train: Any) -> dict[str, Any]:
             "run_dir": str(directory / "run"),
             "epochs": EPOCHS,
             "events_per_batch": 64,
+            "checkpoint_every_batches": 3,
             "tracking": {"wandb": "disabled", "every_steps": 1},
             "workers": {"num_workers": 2, "threads_per_worker": 1, "max_failures": 1},
             **train,
@@ -83,7 +85,12 @@ def _check_complete(directory: Path, summary: dict[str, Any]) -> None:
     rows = read_figures(directory / "run")
     starts = [row for row in rows if row["kind"] == "start"]
     assert len(starts) == 2, starts
-    assert starts[1]["epoch"] >= 1
+    assert starts[1]["epoch"] >= 1 or starts[1]["windows"]
+    # Every target of every epoch once, on whichever attempt.
+    dataset = PreparedDataset.open(directory / "dataset")
+    targets = count_targets(dataset, max_events=8, rule="all")
+    epochs = [(row["epoch"], row["events"]) for row in rows if row["kind"] == "epoch"]
+    assert epochs == [(epoch, targets) for epoch in range(EPOCHS)]
     steps = [row["step"] for row in rows if row["kind"] == "step"]
     assert steps == sorted(set(steps))
     assert [row["epoch"] for row in rows if row["kind"] == "validation"] == list(range(1, EPOCHS + 1))

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray.train
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,7 +23,9 @@ WEIGHTS = "weights.safetensors"
 LOOP = "loop.json"
 ENGINE = "engine"
 TABLE = "item_table"
+POSITION = "position"
 METRIC = "ndcg@10"
+NOT_VALIDATED = -1.0  # below every metric
 
 
 @dataclass
@@ -30,6 +34,7 @@ class LoopState:
 
     epoch: int = 0  # epochs that are complete
     step: int = 0  # batches that are complete
+    events: int = 0  # of the epoch that is under way, over all ranks; each is a target
     best: float = -1.0  # best validation NDCG@10
     validations_since_best: int = 0
     seconds: float = 0.0  # spent training, over all attempts
@@ -42,32 +47,43 @@ def report_checkpoint(
     ranks: Ranks,
     metrics: Mapping[str, float],
     table: Table | None = None,
+    position: pa.Table | None = None,
 ) -> None:
-    """Save on every rank and report to Ray Train, which keeps the best and the newest. A collective."""
+    """Save on every rank and report to Ray Train, which keeps the best and the newest. A collective.
+
+    Args:
+        metrics: of validation; inside an epoch there are none, and the checkpoint is the worst of all.
+        position: the windows of an epoch under way that this rank has to answer for; None between epochs.
+    """
     with tempfile.TemporaryDirectory(prefix="farsight-checkpoint-") as directory:
         engine.save_checkpoint(directory, tag=ENGINE)
         if table is not None:
             Path(directory, TABLE).mkdir()
             table.rows.save(Path(directory, TABLE))
+        if position is not None:
+            pq.write_table(position, Path(directory, f"{POSITION}-{ranks.rank:05d}.parquet"))
         if ranks.rank == 0:
             save_file(dict(weights), Path(directory) / WEIGHTS)
             write_json(Path(directory) / LOOP, {"world": ranks.world, "state": asdict(state)})
         ray.train.report(
-            {**metrics, "epoch": state.epoch, "step": state.step},
+            {METRIC: NOT_VALIDATED, **metrics, "epoch": state.epoch, "step": state.step},
             checkpoint=ray.train.Checkpoint.from_directory(directory),
-            checkpoint_dir_name=f"epoch-{state.epoch:05d}",
+            checkpoint_dir_name=f"epoch-{state.epoch:05d}" + ("" if position is None else f"-step-{state.step:08d}"),
         )
 
 
-def resume(engine: Any, ranks: Ranks, table: Table | None = None) -> LoopState:
+def resume(engine: Any, ranks: Ranks, table: Table | None = None) -> tuple[LoopState, pa.Table | None]:
     """Load the newest checkpoint of the run, if there is one.
+
+    Returns:
+        where the run stands, and the windows of its epoch that are done, if it stands inside one.
 
     Raises:
         TrainingError: it was written by another number of workers.
     """
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return LoopState()
+        return LoopState(), None
     with checkpoint.as_directory() as directory:
         loop = json.loads(Path(directory, LOOP).read_text(encoding="utf-8"))
         if loop["world"] != ranks.world:
@@ -78,9 +94,10 @@ def resume(engine: Any, ranks: Ranks, table: Table | None = None) -> LoopState:
         engine.load_checkpoint(directory, tag=ENGINE)
         if table is not None:
             table.rows.load(Path(directory, TABLE))
+        parts = [pq.read_table(path) for path in sorted(Path(directory).glob(f"{POSITION}-*.parquet"))]
         # Ray may delete the directory once the first rank leaves it.
         ranks.all(True)
-    return LoopState(**loop["state"])
+    return LoopState(**loop["state"]), pa.concat_tables(parts) if parts else None
 
 
 @contextmanager

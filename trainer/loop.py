@@ -3,10 +3,11 @@
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray.train
 import ray.train.torch
 import torch
@@ -44,6 +45,7 @@ class Worker:
     state: LoopState
     stream: TrainingStream
     telemetry: Telemetry | None  # on rank 0
+    consumed: pa.Table | None = None  # windows of the epoch that the run was resumed in, done before
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -59,6 +61,7 @@ def train_worker(config: dict[str, Any]) -> None:
             began = time.perf_counter()
             train_epoch(worker)
             worker.state.epoch += 1
+            worker.consumed = None
             worker.state.seconds = worker.ranks.first(worker.state.seconds + time.perf_counter() - began)
             last = worker.state.epoch == worker.train.epochs or _out_of_time(worker)
             if last or worker.state.epoch % worker.train.evaluate_every_epochs == 0:
@@ -109,12 +112,13 @@ def set_up_worker(config: dict[str, Any]) -> Worker:
     total_steps = int(train.epochs * batches_per_epoch / train.engine.gradient_accumulation)
     engine = start_engine(retriever, train.engine, train.optimizer, total_steps=total_steps)
     ranks = Ranks(rank, world)
-    state = resume(engine, ranks, table)
+    state, consumed = resume(engine, ranks, table)
     telemetry = None
     if rank == 0:
         recipe = {section: config[section] for section in ("train", "model", "evaluate")}
         telemetry = Telemetry(train.run_dir, config["run_id"], train.tracking, resumed_at=state.step, recipe=recipe)
-        telemetry.write("start", state.step, epoch=state.epoch, workers=world, seconds=state.seconds)
+        windows = 0 if consumed is None else len(consumed)
+        telemetry.write("start", state.step, epoch=state.epoch, workers=world, seconds=state.seconds, windows=windows)
     stream = TrainingStream(
         ray.train.get_dataset_shard("train"),
         events_per_batch=train.events_per_batch,
@@ -123,26 +127,32 @@ def set_up_worker(config: dict[str, Any]) -> Worker:
         device=engine.device,
     )
     evaluate = EvaluateSettings.model_validate(config["evaluate"])
-    return Worker(train, model, evaluate, dataset, ranks, engine, table, torch.Generator(), state, stream, telemetry)
+    generator = torch.Generator()
+    return Worker(train, model, evaluate, dataset, ranks, engine, table, generator, state, stream, telemetry, consumed)
 
 
 def train_epoch(worker: Worker) -> None:
-    """Train on one epoch of batches, and write a row of figures every few of them. A collective.
+    """Train on one epoch, or what is left of it, and write a row of figures every few batches. A collective.
 
     Raises:
         NonFiniteLoss: on every rank, if any rank's loss is not finite.
     """
     train, state = worker.train, worker.state
     # Negatives and dropout are a function of (seed, epoch, rank), so a resumed epoch draws the same.
-    draws = np.random.SeedSequence([train.seed, state.epoch, worker.ranks.rank]).generate_state(2)
+    done = [] if worker.consumed is None else [len(worker.consumed)]
+    draws = np.random.SeedSequence([train.seed, state.epoch, worker.ranks.rank, *done]).generate_state(2)
     worker.generator.manual_seed(int(draws[0]))
     torch.manual_seed(int(draws[1]))
     worker.engine.train()
     window = StepWindow()
-    batches = worker.stream.batches(seed=train.seed, epoch=state.epoch, rank=worker.ranks.rank)
-    for batch, waited_seconds in _agreed(batches, worker.ranks):
+    batches = worker.stream.batches(
+        seed=train.seed, epoch=state.epoch, rank=worker.ranks.rank, consumed=worker.consumed
+    )
+    events, began_at = 0, state.step
+    for batch, waited_seconds in _aligned(batches, worker):
         where = f"epoch {state.epoch}, batch {state.step}"
         state.step += 1
+        events += int((batch["targets_BL"] > 0).sum())
         due = state.step % train.tracking.every_steps == 0
         figures = train_step(
             worker.engine,
@@ -169,21 +179,37 @@ def train_epoch(worker: Worker) -> None:
                 gradient_norm=figures["gradient_norm"],
                 **window.figures(worker.ranks.world),
             )
+        every = train.checkpoint_every_batches
+        if every is not None and (state.step - began_at) % every == 0:
+            _save_inside_epoch(worker, events)
+    state.events += int(worker.ranks.sum(torch.tensor(events)))
+    if worker.telemetry is not None:
+        worker.telemetry.write("epoch", state.step, epoch=state.epoch, events=state.events)
+    state.events = 0
 
 
-def _agreed(batches: Iterator[Batch], ranks: Ranks) -> Iterator[tuple[Batch, float]]:
-    """Batches and the seconds waited for each, until the first rank has none left.
+def _save_inside_epoch(worker: Worker, events: int) -> None:
+    """A checkpoint with the position in the data; `events`: trained on by this rank since the epoch was begun."""
+    own = worker.stream.position()
+    if worker.consumed is not None and worker.ranks.rank == 0:
+        own = pa.concat_tables([worker.consumed, own])
+    state = replace(worker.state, events=worker.state.events + int(worker.ranks.sum(torch.tensor(events))))
+    report_checkpoint(worker.engine, plain_weights(worker.engine), state, worker.ranks, {}, worker.table, position=own)
 
-    Ranks cut their windows into unequal numbers of batches, and a step is a collective; the few
-    batches left on the others come in another composition next epoch.
+
+def _aligned(batches: Iterator[Batch], worker: Worker) -> Iterator[tuple[Batch, float]]:
+    """Batches and the seconds waited for each, until no rank has any left.
+
+    Ranks cut their windows into unequal numbers of batches, and a step is a collective; a rank that
+    is done goes on with idle batches, so that all take equally many steps and no window is left out.
     """
     while True:
         began = time.perf_counter()
         batch = next(batches, None)
         waited_seconds = time.perf_counter() - began
-        if not ranks.all(batch is not None) or batch is None:
+        if not worker.ranks.any(batch is not None):
             return
-        yield batch, waited_seconds
+        yield worker.stream.idle_batch() if batch is None else batch, waited_seconds
 
 
 def _validate_and_save(worker: Worker) -> None:

@@ -24,6 +24,10 @@ class Ranks:
         dist.all_reduce(value, op=dist.ReduceOp.MIN, group=self._group)
         return bool(value)
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is true on some rank."""
+        return not self.all(not flag)
+
     def sum(self, values: Tensor) -> Tensor:
         """Element-wise sum over the ranks, of a CPU tensor."""
         total = values.clone()

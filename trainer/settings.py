@@ -101,6 +101,9 @@ class TrainSettings(Settings):
         1.0, ge=0, description="a worker's windows stay in its memory after the first epoch if they take at most this"
     )
     evaluate_every_epochs: int = Field(1, ge=1, description="epochs between two validations, each with a checkpoint")
+    checkpoint_every_batches: int | None = Field(
+        None, ge=1, description="batches per worker between two checkpoints inside an epoch; None for none"
+    )
     patience: int | None = Field(None, ge=1, description="validations without a better NDCG@10 before stopping early")
     max_validation_users: int | None = Field(
         None, ge=1, description="users validated during training, about; None for all"

@@ -143,7 +143,7 @@ def _claim(run_dir: Path, identity: dict[str, Any]) -> str:
     """Take the run directory for these settings; the same settings again mean a resumed run."""
     # What may change between two attempts of one run without making it another run.
     lasting = json.loads(json.dumps(identity))
-    for name in ("workers", "tracking", "max_minutes", "checkpoints_kept"):
+    for name in ("workers", "tracking", "max_minutes", "checkpoints_kept", "checkpoint_every_batches"):
         lasting["train"].pop(name)
     lasting["evaluate"] = {name: lasting["evaluate"][name] for name in VALIDATED}
     path = run_dir / RUN_FILE

@@ -1,0 +1,89 @@
+"""The training stream: every window of an epoch exactly once, also when the epoch is left and gone on with."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from data.stream import WINDOW_KEY, TrainingStream
+from data.windows import cut_windows
+from tests.small_world import write_dataset
+
+Key = tuple[int, int]
+
+
+class Part:
+    """A rank's part of the windows, delivered as Ray Data delivers it."""
+
+    def __init__(self, windows: pa.Table) -> None:
+        self.windows = windows
+
+    def iter_batches(self, *, batch_size: int, **_: object) -> Iterator[pa.Table]:
+        for first in range(0, len(self.windows), batch_size):
+            yield self.windows.slice(first, batch_size)
+
+
+@pytest.fixture(scope="module")
+def windows(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    dataset = write_dataset(tmp_path_factory.mktemp("stream") / "dataset", num_users=70)
+    table = pa.concat_tables(dataset.history_tables(["user_key", "items", "times", "actions", "requests", "num_train"]))
+    return cut_windows(table, max_events=4, rule="all")
+
+
+def streams(windows: pa.Table, world: int, seed: int, cache_bytes: int = 0) -> list[TrainingStream]:
+    """The windows dealt to ranks at random."""
+    dealt = np.random.default_rng(seed).integers(0, world, len(windows))
+    return [
+        TrainingStream(
+            Part(windows.filter(pa.array(dealt == rank))),
+            events_per_batch=16,
+            windows_per_buffer=20,
+            cache_bytes=cache_bytes,
+            device=torch.device("cpu"),
+        )
+        for rank in range(world)
+    ]
+
+
+def keys(position: pa.Table) -> list[Key]:
+    return list(zip(*(position.column(name).to_pylist() for name in WINDOW_KEY), strict=True))
+
+
+def take(stream: TrainingStream, batches: int, rank: int, consumed: pa.Table | None) -> int:
+    """Train on some batches of an epoch; returns how many events they held."""
+    source = stream.batches(seed=1, epoch=3, rank=rank, consumed=consumed)
+    return sum(int((batch["targets_BL"] > 0).sum()) for _, batch in zip(range(batches), source, strict=False))
+
+
+def test_an_epoch_that_is_left_twice_hands_out_every_window_once_on_any_number_of_ranks(windows: pa.Table) -> None:
+    expected = Counter(keys(windows.select(WINDOW_KEY)))
+    assert max(expected.values()) == 1
+    targets = sum(len(row) - 1 for row in windows.column("items").to_pylist())
+    consumed, events = None, 0
+    for attempt, (world, batches) in enumerate([(2, 5), (3, 2), (1, 10**6)]):
+        parts = streams(windows, world, seed=attempt)
+        events += sum(take(stream, batches, rank, consumed) for rank, stream in enumerate(parts))
+        seen = [stream.position() for stream in parts]
+        consumed = pa.concat_tables([*([] if consumed is None else [consumed]), *seen])
+    assert Counter(keys(consumed)) == expected
+    assert events == targets
+
+
+def test_the_next_epoch_is_whole_again_from_memory(windows: pa.Table) -> None:
+    [stream] = streams(windows, 1, seed=0, cache_bytes=2**30)
+    done = windows.select(WINDOW_KEY).slice(0, 30)
+    take(stream, 10**6, 0, done)
+    assert len(stream.position()) == len(windows) - 30
+    take(stream, 10**6, 0, None)
+    assert Counter(keys(stream.position())) == Counter(keys(windows.select(WINDOW_KEY)))
+
+
+def test_an_idle_batch_has_nothing_to_learn_from(windows: pa.Table) -> None:
+    [stream] = streams(windows, 1, seed=0)
+    batch, real = stream.idle_batch(), next(stream.batches(seed=0, epoch=0, rank=0))
+    assert batch.keys() == real.keys()
+    assert all(batch[name].dtype == real[name].dtype for name in real)  # type: ignore[literal-required]
+    assert not batch["targets_BL"].any()
