@@ -86,11 +86,12 @@ def _check_complete(directory: Path, summary: dict[str, Any]) -> None:
     starts = [row for row in rows if row["kind"] == "start"]
     assert len(starts) == 2, starts
     assert starts[1]["epoch"] >= 1 or starts[1]["windows"]
-    # Every target of every epoch once, on whichever attempt.
+    # Every target of every epoch once, on whichever attempt; but for the one window that equal parts for two leave out.
     dataset = PreparedDataset.open(directory / "dataset")
     targets = count_targets(dataset, max_events=8, rule="all")
-    epochs = [(row["epoch"], row["events"]) for row in rows if row["kind"] == "epoch"]
-    assert epochs == [(epoch, targets) for epoch in range(EPOCHS)]
+    epochs = {row["epoch"]: row["events"] for row in rows if row["kind"] == "epoch"}
+    assert list(epochs) == list(range(EPOCHS))
+    assert all(0 <= targets - events <= 8 for events in epochs.values()), (targets, epochs)
     steps = [row["step"] for row in rows if row["kind"] == "step"]
     assert steps == sorted(set(steps))
     assert [row["epoch"] for row in rows if row["kind"] == "validation"] == list(range(1, EPOCHS + 1))
