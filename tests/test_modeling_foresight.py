@@ -238,6 +238,7 @@ def test_ties_first_bursts_and_padding_train_with_finite_gradients_for_every_wei
 
 def test_none_of_what_follows_is_a_negative() -> None:
     model = retriever(SasrecSettings(blocks=1), PredictionSettings(heads=2))
+    model.temperature = 1.0  # soft enough for every negative to show in the loss
     batch = histories([[0, 1, 2]])
     targets = set(batch["targets_BL"].flatten().tolist())
     drawn = torch.tensor([row for row in range(1, NUM_ROWS) if row not in targets])
