@@ -81,7 +81,7 @@ def _rank(rank: int, world: int, port: int, folder: str, rows: int, width: int, 
         for tensor in (table.vectors_RD, *table.optimizer.state().values()):
             tensor.add_(0)  # zeros take no memory until they are written
         figures[name] = {"resident_bytes": _resident_bytes() - before, **_timed(table, steps)}
-        del table
+        del table, tensor
     figures["curve"] = _curve(ShardedTable(CURVE_ROWS, 16, LazyAdam(), group=group))
     torch.save(figures, Path(folder, f"{rank}.pt"))
     dist.barrier()
