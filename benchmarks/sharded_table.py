@@ -11,7 +11,6 @@ that leave a rank in one step, both ways. The batch: 4,096 events by Zipf's law,
 """
 
 import os
-import socket
 import statistics
 import tempfile
 import time
@@ -47,7 +46,7 @@ def main() -> None:
     curves = {}
     for world in WORLDS:
         with tempfile.TemporaryDirectory() as folder:
-            work = (world, _free_port(), folder, rows, chosen.width, chosen.steps)
+            work = (world, folder, rows, chosen.width, chosen.steps)
             mp.start_processes(_rank, args=work, nprocs=world, start_method="spawn")
             ranks = [torch.load(Path(folder, f"{rank}.pt")) for rank in range(world)]
         curves[world] = ranks[0].pop("curve")
@@ -70,9 +69,9 @@ def _slowest(ranks: list[dict[str, float]]) -> dict[str, float]:
     return {figure: max(rank[figure] for rank in ranks) for figure in ranks[0]}
 
 
-def _rank(rank: int, world: int, port: int, folder: str, rows: int, width: int, steps: int) -> None:
+def _rank(rank: int, world: int, folder: str, rows: int, width: int, steps: int) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
     group = dist.new_group() if world > 1 else None
     figures: dict[str, Any] = {}
     for name, optimizer in OPTIMIZERS.items():
@@ -177,12 +176,6 @@ def _plain_curve() -> list[float]:
 def _resident_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

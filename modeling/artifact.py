@@ -141,8 +141,7 @@ class Artifact:
     def conditions(self) -> Conditions:
         """What its answers can be asked to satisfy: the catalogue's categories, and the pools of its settings."""
         condition = self.settings.condition
-        pools = [] if condition is None else [(pool.name, pool.max_age_days) for pool in condition.pools]
-        return Conditions.of(self.catalogue(), pools)
+        return Conditions.of(self.catalogue(), [] if condition is None else condition.pool_ages)
 
     def load_retriever(self, device: str | torch.device = "cpu") -> Retriever:
         """The retriever with its weights, in evaluation mode; it answers but cannot train."""

@@ -73,7 +73,7 @@ def _conditioning(settings: ModelSettings, catalogue: pa.Table | None) -> Condit
     if condition is None:
         return None
     assert catalogue is not None  # callers who know of conditions hand over the catalogue
-    table = ConditionTable(Conditions.of(catalogue, [(pool.name, pool.max_age_days) for pool in condition.pools]))
+    table = ConditionTable(Conditions.of(catalogue, condition.pool_ages))
     conditioner = CONDITIONERS[condition.kind](table, settings.width)
     return Conditioning(conditioner, drop=condition.drop, last_only=condition.targets == "last")
 

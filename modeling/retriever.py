@@ -90,10 +90,11 @@ class Retriever(nn.Module):
         negative_ND = functional.normalize(items(negatives_N), dim=-1)
         losses = []
         for head, asked_BLD in enumerate(self._asked(batch, plan, items, generator)):
-            kept_BL, share = labelled_BLK[..., head], 1.0
-            if not kept_BL.any():
+            kept_BL = labelled_BLK[..., head]
+            labelled = bool(kept_BL.any())
+            if not labelled:
                 # Padding stands in for a label, and counts for nothing: under ZeRO-3 every rank has to go the same way.
-                kept_BL, share = _first_place(kept_BL), 0.0
+                kept_BL = _first_place(kept_BL)
             positives_EK = plan.labels_BLK[kept_BL]
             targets_E = positives_EK[:, head]
             loss = sampled_softmax(
@@ -102,11 +103,11 @@ class Retriever(nn.Module):
                 negative_ND,
                 positive_rows_EK=positives_EK,
                 negative_rows_N=negatives_N,
-                target_log_q_E=self.sampler.log_q(targets_E) if share else torch.zeros(1, device=targets_E.device),
+                target_log_q_E=self.sampler.log_q(targets_E) if labelled else torch.zeros(1, device=targets_E.device),
                 negative_log_q_N=self.sampler.log_q(negatives_N),
                 temperature=self.temperature,
             )
-            losses.append(loss * share if share < 1 else loss)
+            losses.append(loss if labelled else loss * 0)
         head_losses_K = torch.stack(losses)
         num_targets = torch.tensor(len(next_E), device=head_losses_K.device)
         return Losses(loss=head_losses_K.sum(), head_losses_K=head_losses_K.detach(), num_targets=num_targets)

@@ -134,6 +134,11 @@ class ConditionSettings(Settings):
         description="all: every event is a target, under its own condition; last: each window's last, as published",
     )
 
+    @property
+    def pool_ages(self) -> list[tuple[str, float]]:
+        """Name and largest age in days of each pool, as `data.conditions.Conditions.of` takes them."""
+        return [(pool.name, pool.max_age_days) for pool in self.pools]
+
 
 class ModelSettings(Settings):
     """Shape and loss of the retriever."""

@@ -82,8 +82,7 @@ class ShardedTable:
         self.optimizer = optimizer
         self.group = group
         self.rank, self.world = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
-        num_blocks = -(-num_rows // BLOCK)
-        self.blocks_G = torch.arange(self.rank, num_blocks, self.world)
+        self.blocks_G = torch.arange(self.rank, _num_blocks(num_rows), self.world)
         self.vectors_RD = torch.empty(len(self.blocks_G) * BLOCK, width, dtype=dtype, device=device)
         self._initialise(seed)
         optimizer.allocate(len(self.vectors_RD), width, device)
@@ -193,8 +192,8 @@ class ShardedTable:
                 facts = json.loads(file.metadata()["facts"])
                 self._check(path, facts)
                 self.optimizer.steps = facts["steps"]
-                blocks_H = torch.arange(facts["rank"], -(-facts["num_rows"] // BLOCK), facts["world"])
-                mine_H = (blocks_H % self.world == self.rank) & (blocks_H < -(-self.num_rows // BLOCK))
+                blocks_H = torch.arange(facts["rank"], _num_blocks(facts["num_rows"]), facts["world"])
+                mine_H = (blocks_H % self.world == self.rank) & (blocks_H < _num_blocks(self.num_rows))
                 if not mine_H.any():
                     continue
                 places_H = blocks_H[mine_H] // self.world
@@ -270,10 +269,14 @@ def merge_table_files(directory: str | Path, path: Path, name: str) -> None:
         with safe_open(source, framework="pt") as file:
             facts = json.loads(file.metadata()["facts"])
             vectors_RD = file.get_tensor("vectors").float().numpy()
-        for place, block in enumerate(range(facts["rank"], -(-num_rows // BLOCK), facts["world"])):
+        for place, block in enumerate(range(facts["rank"], _num_blocks(num_rows), facts["world"])):
             rows = slice(block * BLOCK, min(num_rows, (block + 1) * BLOCK))
             vectors_VD[rows] = vectors_RD[place * BLOCK :][: rows.stop - rows.start]
     vectors_VD.flush()
+
+
+def _num_blocks(num_rows: int) -> int:
+    return -(-num_rows // BLOCK)
 
 
 def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -16,6 +16,7 @@ from modeling.losses import sampled_softmax
 from modeling.row_optimizers import LazyAdam, RowOptimizer, RowwiseAdagrad
 from modeling.sharded_table import BLOCK, ShardedTable, merge_table_files, table_files
 from tests.ports import free_port
+from tests.ranks import join_ranks
 
 NUM_ROWS, WIDTH, STEPS, PARTS = 5 * BLOCK + 7, 8, 50, 4
 OPTIMIZERS = {"lazy_adam": LazyAdam, "rowwise_adagrad": RowwiseAdagrad}
@@ -98,8 +99,7 @@ def _plain(optimizer: str) -> tuple[list[float], Tensor]:
 
 
 def _on_four_ranks(rank: int, port: int, out: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=4)
+    join_ranks(rank, 4, port)
     groups = {world: dist.new_group(range(world)) for world in (2, 4)}
     found: dict[str, Any] = {}
     for world, group in groups.items():

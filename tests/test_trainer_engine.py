@@ -1,7 +1,6 @@
 """DeepSpeed under every ZeRO stage on two real ranks, against one process of plain PyTorch."""
 
 import itertools
-import os
 import re
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from modeling.build import build_retriever
 from modeling.retriever import Retriever
 from modeling.settings import HstuSettings, ModelSettings
 from tests.ports import free_port
+from tests.ranks import join_ranks
 from trainer.engine import deepspeed_config, learning_rate_factor, plain_weights, start_engine
 from trainer.ranks import Ranks
 from trainer.settings import EngineSettings, OptimizerSettings
@@ -68,11 +68,7 @@ def _plain_training() -> dict[str, torch.Tensor]:
 
 def _rank(rank: int, port: int, directory: str) -> None:
     """Train under each stage, save the weights, then meet a NaN that only rank 1 has."""
-    torch.set_num_threads(1)
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2"
-    )
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    join_ranks(rank, 2, port)
     ranks = Ranks(rank, 2)
     for stage in (0, 1, 2, 3):
         settings = EngineSettings(zero_stage=stage, gradient_clipping=0.5)

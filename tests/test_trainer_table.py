@@ -1,6 +1,5 @@
 """A sharded item table beside DeepSpeed on two real ranks: the same weights and the same metrics as one whole table."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from modeling.retriever import Retriever
 from modeling.settings import ModelSettings
 from modeling.sharded_table import BLOCK
 from tests.ports import free_port
+from tests.ranks import join_ranks
 from tests.small_world import write_dataset
 from trainer.engine import plain_weights, start_engine
 from trainer.evaluation import RetrieverScorer, evaluate_cases
@@ -85,11 +85,7 @@ def _rows(table: Table) -> Tensor:
 
 
 def _rank(rank: int, port: int, directory: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2"
-    )
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    join_ranks(rank, 2, port)
     ranks = Ranks(rank, 2)
     for stage in (0, 1, 3):
         table = _table()
@@ -113,7 +109,7 @@ def _rank(rank: int, port: int, directory: str) -> None:
     dataset = PreparedDataset.open(Path(directory, "dataset"))
     trained = _retriever(table.rows)
     trained.load_state_dict(weights)
-    ranker = ShardedRanker(trained.eval(), table.rows, max_events=6, train_events_V=dataset.train_counts())
+    ranker = ShardedRanker(trained.eval(), table.rows, ranks, max_events=6, train_events_V=dataset.train_counts())
     for remove_seen in (True, False):
         cases = split_cases(dataset, "test", users_per_batch=7, gap_seconds=300_000, rank=rank, world=2)
         totals = ranker.evaluate(cases, ks=(5, 10), remove_seen=remove_seen).over_ranks(ranks)

@@ -55,9 +55,7 @@ class RetrieverScorer:
         self._retriever = retriever
         self._max_events = max_events
         self._device = next(retriever.parameters()).device
-        # Places among the distinct numbers of events order the items alike, and float32 holds them exactly.
-        places_V = np.unique(train_events_V, return_inverse=True)[1].astype(np.float32)
-        self._popularity_V = torch.from_numpy(places_V).to(self._device)
+        self._popularity_V = popularity_scores(train_events_V).to(self._device)
         with torch.inference_mode():
             self._items_VD = retriever.catalogue_vectors()
 
@@ -68,6 +66,11 @@ class RetrieverScorer:
             unknown = [place for place, rows in enumerate(cases.items) if not len(rows)]
             scores_BV[unknown] = self._popularity_V.to(scores_BV.dtype)
             return scores_BV
+
+
+def popularity_scores(train_events_V: IntArray) -> Float[Tensor, "V"]:
+    """Scores that order the items as their numbers of events do, small enough for float32 to hold them exactly."""
+    return torch.from_numpy(np.unique(train_events_V, return_inverse=True)[1].astype(np.float32))
 
 
 @dataclass

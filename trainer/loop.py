@@ -254,7 +254,7 @@ def _validate(worker: Worker, weights: Mapping[str, torch.Tensor]) -> dict[str, 
     remove_seen = evaluate.seen == "removed"
     max_events, counts_V = worker.model.max_events, dataset.train_counts()
     if worker.table is not None:
-        ranker = ShardedRanker(retriever, worker.table.rows, max_events=max_events, train_events_V=counts_V)
+        ranker = ShardedRanker(retriever, worker.table.rows, ranks, max_events=max_events, train_events_V=counts_V)
         totals = ranker.evaluate(cases, ks=(10,), remove_seen=remove_seen)
     else:
         scorer = RetrieverScorer(retriever, max_events=max_events, train_events_V=counts_V)

@@ -19,25 +19,27 @@ from data.ragged import IntArray
 from modeling.metrics import MISSED, ranking_metrics, top_rows
 from modeling.retriever import Retriever
 from modeling.sharded_table import ShardedTable
-from trainer.evaluation import Totals
+from trainer.evaluation import Totals, popularity_scores
+from trainer.ranks import Ranks
 
 
 class ShardedRanker:
-    """Ranks the catalogue for users with the item vectors where they are. Building it is a collective.
+    """Ranks the catalogue for users with the item vectors where they are.
 
     Args:
         retriever: in evaluation mode, with the table as its items.
         train_events_V: training events per item row, by which a user without visible history is answered.
     """
 
-    def __init__(self, retriever: Retriever, table: ShardedTable, *, max_events: int, train_events_V: IntArray) -> None:
-        self._retriever, self._table, self._max_events = retriever, table, max_events
+    def __init__(
+        self, retriever: Retriever, table: ShardedTable, ranks: Ranks, *, max_events: int, train_events_V: IntArray
+    ) -> None:
+        self._retriever, self._table, self._ranks, self._max_events = retriever, table, ranks, max_events
         self._device = table.vectors_RD.device
         rows_R = table.own_rows()
         self._real_R = ((rows_R > 0) & (rows_R < table.num_rows)).to(self._device)
-        places_V = np.unique(train_events_V, return_inverse=True)[1].astype(np.float32)
         inside_R = rows_R.clamp(max=table.num_rows - 1)
-        self._popularity_R = torch.from_numpy(places_V)[inside_R].to(self._device)
+        self._popularity_R = popularity_scores(train_events_V)[inside_R].to(self._device)
         self._rows_R = rows_R.to(self._device)
         with torch.inference_mode():
             self._items_RD = functional.normalize(table.vectors_RD.float(), dim=-1)
@@ -47,15 +49,15 @@ class ShardedRanker:
         totals = Totals(tuple(ks), self._table.num_rows)
         while True:
             batch = next(cases, None)
-            if not self._any(batch is not None):
+            if not self._ranks.any(batch is not None):
                 return totals
             with torch.inference_mode():
                 own = self._asked(batch, remove_seen)
                 found = [self._ranked(*asked, max(ks)) for asked in self._everyones(own)]
             ranks_T, top_BK = found[self._table.rank]
             if batch is not None:
-                queries_T = torch.from_numpy(np.repeat(np.arange(len(batch)), [len(rows) for rows in batch.targets]))
-                totals.add(ranking_metrics(ranks_T, queries_T, len(batch), ks), top_BK)
+                _, _, target_T2 = own
+                totals.add(ranking_metrics(ranks_T, target_T2[:, 0].cpu(), len(batch), ks), top_BK)
 
     def _asked(self, batch: Cases | None, remove_seen: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Query vectors, hidden rows and targets of this rank's users, as rows (query, item row)."""
@@ -135,9 +137,6 @@ class ShardedRanker:
         if self._table.world > 1:
             dist.all_reduce(values, group=self._table.group)
         return values
-
-    def _any(self, flag: bool) -> bool:
-        return bool(self._sum(torch.tensor(float(flag), device=self._device)))
 
 
 def _pairs(lists: Sequence[IntArray]) -> Tensor:

@@ -55,8 +55,8 @@ def _check_conditions(artifact: Artifact, model: ModelSettings, dataset: Prepare
     """Conditions are numbered by name, so where both models have them the names must be the same."""
     if artifact.settings.condition is None or model.condition is None:
         return
-    pools = [(pool.name, pool.max_age_days) for pool in model.condition.pools]
-    found, expected = Conditions.of(dataset.catalogue(), pools).names, artifact.conditions().names
+    found = Conditions.of(dataset.catalogue(), model.condition.pool_ages).names
+    expected = artifact.conditions().names
     if list(found) != list(expected):
         changed = sorted(set(found) ^ set(expected))[:5]
         raise ArtifactMismatch(
