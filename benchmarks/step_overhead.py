@@ -31,7 +31,7 @@ from data.dataset import PreparedDataset
 from data.encode import EncodedHistories, encode_windows
 from data.session import connect
 from data.settings import read_section
-from data.stream import count_targets, window_dataset
+from data.stream import epoch_size, window_dataset
 from data.windows import WINDOW_COLUMNS, cut_windows, length_buckets
 from modeling.build import build_retriever
 from modeling.retriever import Retriever
@@ -86,7 +86,7 @@ def _fit(recipe: dict[str, Any], folder: Path, rounds: int) -> dict[str, list[fl
         "model": model.model_dump(mode="json"),
         "evaluate": EvaluateSettings().model_dump(mode="json"),
         "run_id": "step-overhead",
-        "total_targets": count_targets(dataset, max_events=model.max_events, rule=train.windows),
+        "total_targets": epoch_size(dataset, max_events=model.max_events, rule=train.windows).targets,
         "rounds": rounds,
         "figures": str(folder / FIGURES),
     }

@@ -2,19 +2,20 @@
 
 import functools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray.data
 import torch
+from ray.train import DataConfig
 
 from data.batch import Batch, collate, to_device
 from data.dataset import PreparedDataset
 from data.encode import encode_histories, encode_windows
-from data.windows import WINDOW_COLUMNS, WindowRule, cut_windows, length_buckets
+from data.windows import WINDOW_COLUMNS, WindowRule, cut_windows, filler_windows, length_buckets
 
 
 def window_dataset(dataset: PreparedDataset, *, max_events: int, rule: WindowRule) -> ray.data.Dataset:
@@ -30,15 +31,44 @@ def window_dataset(dataset: PreparedDataset, *, max_events: int, rule: WindowRul
     return histories.select_columns([*WINDOW_COLUMNS, "num_train"]).map_batches(cut, batch_format="pyarrow")
 
 
-def count_targets(dataset: PreparedDataset, *, max_events: int, rule: WindowRule) -> int:
-    """Targets of one epoch over `window_dataset`, from the counts alone."""
-    total = 0
+@dataclass(frozen=True)
+class EpochSize:
+    """What one epoch over `window_dataset` holds."""
+
+    windows: int
+    targets: int
+
+
+def epoch_size(dataset: PreparedDataset, *, max_events: int, rule: WindowRule) -> EpochSize:
+    """The size of an epoch, from the counts of events alone."""
+    windows = targets = 0
     for table in dataset.history_tables(["num_train"]):
-        targets = pc.max_element_wise(pc.subtract(table.column("num_train"), 1), 0)
+        targets_B = np.maximum(table.column("num_train").to_numpy().astype(np.int64) - 1, 0)
         if rule == "last":
-            targets = pc.min_element_wise(targets, max_events)
-        total += int(pc.sum(targets).as_py() or 0)
-    return total
+            targets_B = np.minimum(targets_B, max_events)
+        windows += int((-(-targets_B // max_events)).sum())
+        targets += int(targets_B.sum())
+    return EpochSize(windows, targets)
+
+
+class EqualParts(DataConfig):
+    """Splits `window_dataset` into parts of equally many windows, and leaves none out.
+
+    Ray's split leaves out what is over when the windows do not divide by the workers, so as many
+    windows of padding are added as make them divide, for whatever number of workers has started.
+    """
+
+    def __init__(self, num_windows: int) -> None:
+        super().__init__()
+        self._num_windows = num_windows
+
+    def configure(self, datasets: dict[str, Any], world_size: int, *arguments: Any, **keywords: Any) -> Any:
+        """The parts of every worker, as `ray.train.DataConfig` gives them."""
+        missing = -self._num_windows % world_size
+        if missing:
+            filler = ray.data.from_arrow(filler_windows(missing))
+            datasets = {name: dataset.union(filler) for name, dataset in datasets.items()}
+        return super().configure(datasets, world_size, *arguments, **keywords)
 
 
 # What names a window.
@@ -49,8 +79,8 @@ class TrainingStream:
     """One rank's part of `window_dataset`, epoch after epoch, as batches of similar length.
 
     The order is a function of (seed, epoch, rank) and of the order in which Ray Data delivers.
-    Starting a Ray Data execution costs seconds, so a part that fits into `cache_bytes` is kept in
-    memory after the first epoch that was read to its end; a rank gets the same part every epoch.
+    Starting a Ray Data execution costs seconds, so parts that fit into `cache_bytes` can be kept in
+    memory after an epoch that was read to its end (`keep`); a rank gets the same part every epoch.
 
     An epoch can be left in the middle and gone on with: `position` names the windows that were
     handed out, and `batches` leaves out those that any rank had by then. So every window is handed
@@ -60,7 +90,7 @@ class TrainingStream:
         shard: from `ray.train.get_dataset_shard`.
         events_per_batch: padded events per batch.
         windows_per_buffer: windows that are shuffled and bucketed together.
-        cache_bytes: largest part that is kept in memory.
+        cache_bytes: largest part that may be kept in memory.
     """
 
     def __init__(
@@ -72,6 +102,7 @@ class TrainingStream:
         self._cache_bytes = cache_bytes
         self._device = device
         self._kept: list[pa.Table] | None = None
+        self._fits: list[pa.Table] | None = None  # the part as far as it was read, while it fits into memory
         self._handed_out: list[pa.Table] = []
 
     def batches(self, *, seed: int, epoch: int, rank: int, consumed: pa.Table | None = None) -> Iterator[Batch]:
@@ -99,22 +130,26 @@ class TrainingStream:
         empty = pa.table({name: pa.array([], pa.int64()) for name in WINDOW_KEY})
         return pa.concat_tables([empty, *self._handed_out])
 
+    @property
+    def fits(self) -> bool:
+        """Whether the part, as the last epoch read it to its end, may be kept in memory."""
+        return self._fits is not None
+
+    def keep(self) -> None:
+        """Give every further epoch from memory. Ray Data delivers to all ranks or none, so all keep, or none."""
+        self._kept = self._fits
+
     def _buffers(self) -> Iterator[pa.Table]:
-        """Buffers from Ray Data, read one ahead: the end is known while the last one is still in use."""
-        seen: list[pa.Table] | None = []
-        buffers = iter(
-            self._shard.iter_batches(batch_size=self._windows_per_buffer, batch_format="pyarrow", prefetch_batches=1)
-        )
-        ahead = next(buffers, None)
-        while ahead is not None:
-            current, ahead = ahead, next(buffers, None)
-            if seen is not None:
-                seen.append(current)
-                if sum(table.nbytes for table in seen) > self._cache_bytes:
-                    seen = None
-            if ahead is None:
-                self._kept = seen
-            yield current
+        self._fits, num_bytes = [], 0
+        for table in self._shard.iter_batches(
+            batch_size=self._windows_per_buffer, batch_format="pyarrow", prefetch_batches=1
+        ):
+            num_bytes += table.nbytes
+            if num_bytes > self._cache_bytes:
+                self._fits = None
+            if self._fits is not None:
+                self._fits.append(table)
+            yield table
 
 
 def _left(windows: pa.Table, consumed: pa.Table) -> pa.Table:

@@ -8,9 +8,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from data.ragged import joined_ranges, list_column
+from data.schema import HISTORY_SCHEMA
 
 WindowRule = Literal["last", "all"]
 WINDOW_COLUMNS = ("user_key", "items", "times", "actions", "requests")
+_LIST_TYPES = {name: HISTORY_SCHEMA.field(name).type for name in WINDOW_COLUMNS[1:]}
 
 
 def cut_windows(histories: pa.Table, *, max_events: int, rule: WindowRule) -> pa.Table:
@@ -48,6 +50,18 @@ def cut_windows(histories: pa.Table, *, max_events: int, rule: WindowRule) -> pa
         values = list_column(combined, name).values.take(pa.array(taken_E))
         columns[name] = pa.ListArray.from_arrays(pa.array(new_offsets, pa.int32()), values)
     return pa.table(columns)
+
+
+def filler_windows(count: int) -> pa.Table:
+    """Windows with nothing to learn from, in the columns of `cut_windows`: two events of padding each, of no user."""
+    padding = {"items": 0, "times": 0, "actions": 0, "requests": -1}
+    return pa.table(
+        {
+            "user_key": pa.array([-1] * count, pa.int64()),
+            "window": pa.array(range(count), pa.int64()),
+            **{name: pa.array([[value] * 2] * count, _LIST_TYPES[name]) for name, value in padding.items()},
+        }
+    )
 
 
 def length_buckets(

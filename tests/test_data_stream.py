@@ -2,14 +2,15 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
-from data.stream import WINDOW_KEY, TrainingStream
-from data.windows import cut_windows
+from data.stream import WINDOW_KEY, EpochSize, TrainingStream, epoch_size
+from data.windows import WINDOW_COLUMNS, cut_windows, filler_windows
 from tests.small_world import write_dataset
 
 Key = tuple[int, int]
@@ -77,8 +78,35 @@ def test_the_next_epoch_is_whole_again_from_memory(windows: pa.Table) -> None:
     done = windows.select(WINDOW_KEY).slice(0, 30)
     take(stream, 10**6, 0, done)
     assert len(stream.position()) == len(windows) - 30
+    assert stream.fits
+    stream.keep()
+    stream._shard = None  # not asked again
     take(stream, 10**6, 0, None)
     assert Counter(keys(stream.position())) == Counter(keys(windows.select(WINDOW_KEY)))
+
+
+def test_a_part_that_is_too_large_is_not_kept(windows: pa.Table) -> None:
+    [stream] = streams(windows, 1, seed=0, cache_bytes=windows.nbytes // 2)
+    take(stream, 10**6, 0, None)
+    assert not stream.fits
+    assert len(stream.position()) == len(windows)
+
+
+def test_the_size_of_an_epoch_is_that_of_its_windows(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "dataset", num_users=70)
+    table = pa.concat_tables(dataset.history_tables([*WINDOW_COLUMNS, "num_train"]))
+    for rule, max_events in (("all", 4), ("last", 4), ("all", 7)):
+        cut = cut_windows(table, max_events=max_events, rule=rule)  # type: ignore[arg-type]
+        targets = sum(len(row) - 1 for row in cut.column("items").to_pylist())
+        assert epoch_size(dataset, max_events=max_events, rule=rule) == EpochSize(len(cut), targets)  # type: ignore[arg-type]
+
+
+def test_a_window_of_padding_has_nothing_to_learn_from(windows: pa.Table) -> None:
+    filler = filler_windows(3)
+    [stream] = streams(pa.concat_tables([windows, filler]), 1, seed=0)
+    events = take(stream, 10**6, 0, None)
+    assert events == sum(len(row) - 1 for row in windows.column("items").to_pylist())
+    assert sum(key < 0 for key, _ in keys(stream.position())) == 3
 
 
 def test_an_idle_batch_has_nothing_to_learn_from(windows: pa.Table) -> None:

@@ -19,12 +19,13 @@ from modeling.retriever import Retriever
 from modeling.settings import HstuSettings, ModelSettings
 from tests.ports import free_port
 from tests.ranks import join_ranks
-from trainer.engine import deepspeed_config, learning_rate_factor, plain_weights, start_engine
+from trainer.engine import deepspeed_config, learning_rate_factor, load_engine, plain_weights, start_engine
 from trainer.ranks import Ranks
 from trainer.settings import EngineSettings, OptimizerSettings
 from trainer.step import train_step
 
 STEPS = 6
+SAVED_AT = 3
 NUM_ROWS = 40
 OPTIMIZER = OptimizerSettings(learning_rate=1e-2, warmup_steps=3)
 
@@ -51,15 +52,19 @@ def _generator(step: int, rank: int) -> torch.Generator:
     return torch.Generator().manual_seed(100 * step + rank)
 
 
-def _plain_training() -> dict[str, torch.Tensor]:
-    """Both ranks' batches in one process: the mean of their gradients, clipped, AdamW."""
+def _plain_training(*, on_others_from: int = STEPS) -> dict[str, torch.Tensor]:
+    """Both ranks' batches in one process: the mean of their gradients, clipped, AdamW.
+
+    From the step `on_others_from` on every rank has the batch of rank 0, however many ranks there are.
+    """
     retriever = _retriever()
     adam = torch.optim.AdamW(retriever.parameters(), lr=1e-2, betas=(0.9, 0.98), weight_decay=0)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, learning_rate_factor(OPTIMIZER, 100))
     for step in range(STEPS):
         adam.zero_grad()
-        losses = [retriever(_batch(step, rank), _generator(step, rank))["loss"] for rank in range(2)]
-        (sum(losses) / 2).backward()  # type: ignore[union-attr]
+        ranks = range(2 if step < on_others_from else 1)
+        losses = [retriever(_batch(step, rank), _generator(step, rank))["loss"] for rank in ranks]
+        (sum(losses) / len(losses)).backward()  # type: ignore[union-attr]
         torch.nn.utils.clip_grad_norm_(retriever.parameters(), 0.5)
         adam.step()
         schedule.step()
@@ -79,6 +84,8 @@ def _rank(rank: int, port: int, directory: str) -> None:
                 engine, _batch(step, rank), generator=_generator(step, rank), ranks=ranks, where="", measure_norm=True
             )
             norms.append(figures["gradient_norm"])
+            if step + 1 == SAVED_AT:
+                engine.save_checkpoint(Path(directory, f"checkpoint-{stage}"), tag="engine")
         weights = plain_weights(engine)
         if rank == 0:
             torch.save({"weights": weights, "norms": norms}, Path(directory, f"stage-{stage}.pt"))
@@ -140,6 +147,42 @@ def test_a_loss_that_is_nan_on_one_rank_stops_all_ranks_and_changes_no_weight(tw
         assert text.startswith("False epoch 3, batch 7"), text
         assert f"rank {rank}" in text
         assert re.search(loss, text), text
+
+
+def _other_rank(rank: int, world: int, port: int, directory: str) -> None:
+    """Go on with what two ranks saved, under each stage, every rank with the batches of rank 0."""
+    join_ranks(rank, world, port)
+    ranks = Ranks(rank, world)
+    for stage in (0, 1, 2, 3):
+        settings = EngineSettings(zero_stage=stage, gradient_clipping=0.5)
+        engine = start_engine(_retriever(), settings, OPTIMIZER, total_steps=100, universal=True)
+        load_engine(engine, Path(directory, f"checkpoint-{stage}"), "engine", ranks, written_by=2)
+        for step in range(SAVED_AT, STEPS):
+            train_step(
+                engine, _batch(step, 0), generator=_generator(step, 0), ranks=ranks, where="", measure_norm=False
+            )
+        weights = plain_weights(engine)
+        if rank == 0:
+            torch.save(weights, Path(directory, f"others-{world}-{stage}.pt"))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=[1, 3])
+def others(request: pytest.FixtureRequest, two_ranks: Path) -> int:
+    """Another number of ranks that has gone on with what two saved."""
+    world: int = request.param
+    mp.spawn(_other_rank, args=(world, free_port(), str(two_ranks)), nprocs=world)  # type: ignore[no-untyped-call]
+    return world
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_another_number_of_ranks_goes_on_as_if_it_had_been_there_all_along(
+    two_ranks: Path, others: int, stage: int
+) -> None:
+    found = torch.load(two_ranks / f"others-{others}-{stage}.pt", weights_only=True)
+    for name, value in _plain_training(on_others_from=SAVED_AT).items():
+        torch.testing.assert_close(found[name], value, atol=2e-4, rtol=2e-3, msg=lambda m, n=name: f"{n}: {m}")
+    assert not list((two_ranks / f"checkpoint-{stage}").glob(".universal-*"))
 
 
 def test_what_deepspeed_would_default_is_written_out() -> None:

@@ -1,11 +1,11 @@
 """Whole training runs on Ray Train with two workers: killed, interrupted, resumed; and plans that are refused."""
 
+import json
 import os
 import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,93 +15,31 @@ import trainer.train
 from data.dataset import PreparedDataset
 from data.errors import DatasetError, MachineError, NonFiniteLoss, RecipeError, TrainingError
 from data.storage import MANIFEST, write_json
-from data.stream import count_targets
-from modeling.artifact import Artifact
-from tests.small_world import write_dataset
+from tests.training_runs import check_complete, checkpoints, recipe, training_workers
+from trainer.checkpoints import LOOP, WEIGHTS, what_is_missing
 from trainer.settings import WorkerSettings
 from trainer.telemetry import read_figures
 from trainer.train import check_resources
 
-EPOCHS = 6
-
-
-def recipe(directory: Path, **train: Any) -> dict[str, Any]:
-    if not (directory / "dataset").exists():
-        write_dataset(directory / "dataset", num_users=60)
-    encoder = {"kind": "hstu", "blocks": 1, "query_width": 8, "value_width": 8}
-    return {
-        "model": {"width": 8, "max_events": 8, "encoder": encoder, "negatives": {"kind": "mixed"}},
-        "train": {
-            "dataset": str(directory / "dataset"),
-            "run_dir": str(directory / "run"),
-            "epochs": EPOCHS,
-            "events_per_batch": 64,
-            "checkpoint_every_batches": 3,
-            "tracking": {"wandb": "disabled", "every_steps": 1},
-            "workers": {"num_workers": 2, "threads_per_worker": 1, "max_failures": 1},
-            **train,
-        },
-    }
-
 
 class Killer(threading.Thread):
-    """Kills one training worker of this test run with SIGKILL once a checkpoint is committed."""
+    """Kills one training worker of this test run with SIGKILL once that many checkpoints stand."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, after: int = 1) -> None:
         super().__init__(daemon=True)
-        self.run_dir = run_dir
+        self.run_dir, self.after = run_dir, after
         self.killed: int | None = None
         self.start()
 
     def run(self) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
-            if (self.run_dir / "ray" / "checkpoint_manager_snapshot.json").exists():
-                workers = _training_workers()
-                if workers:
-                    os.kill(workers[-1], signal.SIGKILL)
-                    self.killed = workers[-1]
-                    return
+            workers = list(training_workers()) if len(checkpoints(self.run_dir)) >= self.after else []
+            if workers:
+                os.kill(workers[-1], signal.SIGKILL)
+                self.killed = workers[-1]
+                return
             time.sleep(0.05)
-
-
-def _training_workers() -> list[int]:
-    """Processes of Ray Train workers whose Ray is this test run's."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes()
-            parent = (process / "stat").read_text().rsplit(")", 1)[1].split()[1]
-            raylet = Path("/proc", parent, "cmdline").read_bytes()
-        except OSError:
-            continue
-        if b"RayTrainWorker" in command and os.environ["RAY_TMPDIR"].encode() in raylet:
-            found.append(int(process.name))
-    return sorted(found)
-
-
-def _check_complete(directory: Path, summary: dict[str, Any]) -> None:
-    """The run trained all its epochs once, and left what it promises."""
-    rows = read_figures(directory / "run")
-    starts = [row for row in rows if row["kind"] == "start"]
-    assert len(starts) == 2, starts
-    assert starts[1]["epoch"] >= 1 or starts[1]["windows"]
-    # Every target of every epoch once, on whichever attempt; but for the one window that equal parts for two leave out.
-    dataset = PreparedDataset.open(directory / "dataset")
-    targets = count_targets(dataset, max_events=8, rule="all")
-    epochs = {row["epoch"]: row["events"] for row in rows if row["kind"] == "epoch"}
-    assert list(epochs) == list(range(EPOCHS))
-    assert all(0 <= targets - events <= 8 for events in epochs.values()), (targets, epochs)
-    steps = [row["step"] for row in rows if row["kind"] == "step"]
-    assert steps == sorted(set(steps))
-    assert [row["epoch"] for row in rows if row["kind"] == "validation"] == list(range(1, EPOCHS + 1))
-    assert all(row["gradient_norm"] is not None and row["loss"] > 0 for row in rows if row["kind"] == "step")
-    best = max(row["ndcg@10"] for row in rows if row["kind"] == "validation")
-    assert summary["validation"]["ndcg@10"] == pytest.approx(best)
-    assert (directory / "run" / "curve.png").read_bytes().startswith(b"\x89PNG")
-    weights = Artifact.open(summary["artifact"]).load_retriever().state_dict()
-    assert all(torch.isfinite(value).all() for value in weights.values())
-    assert not list((directory / "run").glob(".*.partial"))
 
 
 @pytest.mark.ray
@@ -114,7 +52,7 @@ def test_a_worker_killed_with_half_the_items_is_replaced_and_validation_follows_
     killer = Killer(tmp_path / "run")
     summary = trainer.train.run(settings)
     assert killer.killed is not None
-    _check_complete(tmp_path, summary)
+    check_complete(tmp_path, summary)
     dataset = settings["train"]["dataset"]
     by_protocol = trainer.evaluate.run(summary["artifact"], dataset, split="validation", recipe=settings)
     without_gap = trainer.evaluate.run(summary["artifact"], dataset, split="validation", recipe={})
@@ -131,13 +69,23 @@ def test_an_interrupted_run_goes_on_where_it_stopped_and_a_complete_one_is_not_r
         engine={"zero_stage": 3, "precision": "bf16"},
         workers={"num_workers": 2, "threads_per_worker": 1, "max_failures": 0},
     )
-    killer = Killer(tmp_path / "run")
+    killer = Killer(tmp_path / "run", after=2)
     with pytest.raises(TrainingError, match="restarts are used up"):
         trainer.train.run(settings)
     assert killer.killed is not None
     assert not (tmp_path / "run" / "artifact").exists()
+    # Every checkpoint loses half of a file; then the oldest gets it back.
+    whole = [path for path in checkpoints(tmp_path / "run") if what_is_missing(path) is None]
+    weights, step = (whole[0] / WEIGHTS).read_bytes(), json.loads((whole[0] / LOOP).read_text())["state"]["step"]
+    for path in whole:
+        os.truncate(path / WEIGHTS, len(weights) // 2)
+    with pytest.raises(TrainingError, match=rf"{WEIGHTS} has \d+ bytes of {len(weights)}, and no other .*restore its"):
+        trainer.train.run(settings)
+    (whole[0] / WEIGHTS).write_bytes(weights)
     summary = trainer.train.run(settings)
-    _check_complete(tmp_path, summary)
+    check_complete(tmp_path, summary)
+    last_start = [row for row in read_figures(tmp_path / "run") if row["kind"] == "start"][-1]
+    assert last_start["step"] == step
     began = time.monotonic()
     assert trainer.train.run(settings) == summary
     assert time.monotonic() - began < 5, "a complete run was trained again"

@@ -1,18 +1,28 @@
 """The DeepSpeed engine: its configuration, its start, and plain weights out of it."""
 
+import argparse
 import math
 import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from modeling.retriever import Retriever
+from trainer.ranks import Ranks
 from trainer.settings import EngineSettings, OptimizerSettings
 
+UNIVERSAL = "universal"
 
-def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
-    """DeepSpeed's configuration; every value that matters is written out, because defaults moved between releases."""
+
+def deepspeed_config(settings: EngineSettings, *, universal: bool = False) -> dict[str, Any]:
+    """DeepSpeed's configuration; every value that matters is written out, because defaults moved between releases.
+
+    Args:
+        universal: whether the engine is to load a checkpoint in DeepSpeed's universal form.
+    """
     return {
         # Batches are cut by events, not rows; DeepSpeed only needs a number that is consistent.
         "train_micro_batch_size_per_gpu": 1,
@@ -21,6 +31,8 @@ def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
         "zero_optimization": {"stage": settings.zero_stage},
         "bf16": {"enabled": settings.precision == "bf16"},
         "zero_allow_untested_optimizer": True,
+        # Stage 0 has no shards: every rank has all, and any number of ranks can load it as it is.
+        "checkpoint": {"load_universal": universal and settings.zero_stage > 0},
         "steps_per_print": 2**31 - 1,
         "wall_clock_breakdown": False,
     }
@@ -47,9 +59,18 @@ def learning_rate_factor(settings: OptimizerSettings, total_steps: int) -> Calla
 
 
 def start_engine(
-    retriever: Retriever, engine: EngineSettings, optimizer: OptimizerSettings, *, total_steps: int
+    retriever: Retriever,
+    engine: EngineSettings,
+    optimizer: OptimizerSettings,
+    *,
+    total_steps: int,
+    universal: bool = False,
 ) -> Any:
-    """Hand the retriever to DeepSpeed; needs the process group that Ray Train has set up."""
+    """Hand the retriever to DeepSpeed; needs the process group that Ray Train has set up.
+
+    Args:
+        universal: whether `load_engine` will load what another number of workers wrote.
+    """
     deepspeed = _import_deepspeed(compiled_ops=engine.compiled_ops)
     adam = torch.optim.AdamW(
         [parameter for parameter in retriever.parameters() if parameter.requires_grad],
@@ -60,9 +81,46 @@ def start_engine(
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, learning_rate_factor(optimizer, total_steps))
     started, _, _, _ = deepspeed.initialize(
-        model=retriever, optimizer=adam, lr_scheduler=schedule, config=deepspeed_config(engine)
+        model=retriever, optimizer=adam, lr_scheduler=schedule, config=deepspeed_config(engine, universal=universal)
     )
     return started
+
+
+def load_engine(engine: Any, directory: Path, tag: str, ranks: Ranks, *, written_by: int) -> None:
+    """Load weights, optimiser and schedule from `directory / tag`. A collective.
+
+    ZeRO's shards fit only as many workers as wrote them. For others rank 0 converts them to
+    DeepSpeed's universal form, once, beside the shards: in the run's directory, which all nodes share.
+
+    Args:
+        written_by: workers that wrote it.
+    """
+    if written_by != ranks.world and engine.zero_optimization_stage():
+        converted = directory / UNIVERSAL
+        if ranks.rank == 0 and not converted.exists():
+            _convert(directory / tag, converted / tag)
+        ranks.all(True)  # it stands
+        directory = converted
+    engine.load_checkpoint(str(directory), tag=tag)
+
+
+def _convert(shards: Path, universal: Path) -> None:
+    """Write the universal form aside, then give it its name."""
+    from deepspeed.checkpoint import ds_to_universal  # after `start_engine`, which sets what its import reads
+
+    with tempfile.TemporaryDirectory(dir=shards.parent, prefix=f".{UNIVERSAL}-") as aside:
+        ds_to_universal.main(
+            argparse.Namespace(
+                input_folder=str(shards),
+                output_folder=str(Path(aside, UNIVERSAL, universal.name)),
+                num_extract_workers=1,
+                num_merge_workers=1,
+                keep_temp_folder=False,
+                strict=True,
+                inject_missing_state=True,  # of a plain PyTorch model there are no notes for the conversion
+            )
+        )
+        Path(aside, UNIVERSAL).rename(universal.parent)
 
 
 def _import_deepspeed(*, compiled_ops: bool) -> Any:

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from data.dataset import PreparedDataset
 from data.stream import TrainingStream
 from modeling.build import build_retriever
 from modeling.settings import ModelSettings
-from trainer.checkpoints import METRIC, LoopState, report_checkpoint, resume
+from trainer.checkpoints import METRIC, LoopState, newest_checkpoint, report_checkpoint
 from trainer.engine import plain_weights, start_engine
 from trainer.evaluation import RetrieverScorer, evaluate_cases
 from trainer.ranks import Ranks
@@ -77,11 +78,7 @@ def train_worker(config: dict[str, Any]) -> None:
 
 
 def set_up_worker(config: dict[str, Any]) -> Worker:
-    """Build one rank's part of a run and load the newest checkpoint, if there is one. A collective.
-
-    Raises:
-        TrainingError: the checkpoint was written by another number of workers.
-    """
+    """Build one rank's part of a run and load the newest checkpoint, if there is one. A collective."""
     train = TrainSettings.model_validate(config["train"])
     model = ModelSettings.model_validate(config["model"])
     context = ray.train.get_context()
@@ -108,11 +105,17 @@ def set_up_worker(config: dict[str, Any]) -> Worker:
     )
     if train.start_from is not None:
         start_from(train.start_from, retriever, frozen=train.frozen)
-    batches_per_epoch = config["total_targets"] / (train.events_per_batch * world)
-    total_steps = int(train.epochs * batches_per_epoch / train.engine.gradient_accumulation)
-    engine = start_engine(retriever, train.engine, train.optimizer, total_steps=total_steps)
     ranks = Ranks(rank, world)
-    state, consumed = resume(engine, ranks, table)
+    found = newest_checkpoint(Path(train.run_dir))
+    state = LoopState(train.events_per_batch * train.workers.num_workers) if found is None else found.state
+    batches_per_epoch = config["total_targets"] / state.events_per_batch
+    total_steps = int(train.epochs * batches_per_epoch / train.engine.gradient_accumulation)
+    universal = found is not None and found.world != world
+    engine = start_engine(retriever, train.engine, train.optimizer, total_steps=total_steps, universal=universal)
+    if found is not None:
+        found.load(engine, ranks, table)
+    consumed = None if found is None else found.consumed()
+    ranks.all(True)  # all have read it, before a new one lets Ray delete it
     telemetry = None
     if rank == 0:
         recipe = {section: config[section] for section in ("train", "model", "evaluate")}
@@ -121,7 +124,8 @@ def set_up_worker(config: dict[str, Any]) -> Worker:
         telemetry.write("start", state.step, epoch=state.epoch, workers=world, seconds=state.seconds, windows=windows)
     stream = TrainingStream(
         ray.train.get_dataset_shard("train"),
-        events_per_batch=train.events_per_batch,
+        # Of a run that more workers began each takes more, so that a step learns from as many events as before.
+        events_per_batch=max(1, state.events_per_batch // world),
         windows_per_buffer=train.windows_per_buffer,
         cache_bytes=int(train.cache_gib * 2**30),
         device=engine.device,
@@ -182,6 +186,8 @@ def train_epoch(worker: Worker) -> None:
         every = train.checkpoint_every_batches
         if every is not None and (state.step - began_at) % every == 0:
             _save_inside_epoch(worker, events)
+    if worker.ranks.all(worker.stream.fits):
+        worker.stream.keep()
     state.events += int(worker.ranks.sum(torch.tensor(events)))
     if worker.telemetry is not None:
         worker.telemetry.write("epoch", state.step, epoch=state.epoch, events=state.events)

@@ -1,5 +1,7 @@
 """What the ranks of a run tell each other besides gradients."""
 
+import time
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -15,6 +17,7 @@ class Ranks:
         self.rank = rank
         self.world = world
         self._group = dist.new_group(backend="gloo") if world > 1 else None
+        self.born = int(self.first(time.time_ns() // 10**6))  # milliseconds UTC: names these ranks among a run's
 
     def all(self, flag: bool) -> bool:
         """Whether the flag is true on every rank."""

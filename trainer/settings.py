@@ -62,12 +62,24 @@ class WorkerSettings(Settings):
     """Ray Train workers and what each may use."""
 
     num_workers: int = Field(1, ge=1, description="workers, one process each")
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="fewest workers to go on with when there is no room for num_workers, as after a node died; more "
+        "are taken up again when there is; None: num_workers, always",
+    )
     use_gpu: bool = Field(False, description="one GPU per worker, NCCL between them; otherwise CPUs and gloo")
     cpus_per_worker: float = Field(1, gt=0, description="logical CPUs that Ray reserves per worker")
     threads_per_worker: int | None = Field(
         None, ge=1, description="torch threads per worker; None shares the machine's cores between its workers"
     )
     max_failures: int = Field(2, ge=0, description="restarts from the last checkpoint after a worker died")
+
+    @model_validator(mode="after")
+    def _fewer(self) -> "WorkerSettings":
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than num_workers {self.num_workers}")
+        return self
 
 
 class TrackingSettings(Settings):
@@ -95,7 +107,12 @@ class TrainSettings(Settings):
     )
     seed: int = Field(0, ge=0, description="seed of weights, order, negatives and dropout")
     windows: WindowRule = Field("all", description="all: every training event is a target; last: newest window only")
-    events_per_batch: int = Field(16_384, ge=1, description="events per batch and worker, padding included")
+    events_per_batch: int = Field(
+        16_384,
+        ge=1,
+        description="events per batch and worker, padding included; where another number of workers goes on, theirs "
+        "are larger or smaller, so that all together take as many as before",
+    )
     windows_per_buffer: int = Field(16_384, ge=1, description="windows shuffled and bucketed by length together")
     cache_gib: float = Field(
         1.0, ge=0, description="a worker's windows stay in its memory after the first epoch if they take at most this"

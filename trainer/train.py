@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray.exceptions
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, Result, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from data.dataset import PreparedDataset
@@ -17,10 +18,10 @@ from data.errors import DatasetError, FarsightError, MachineError, RecipeError, 
 from data.session import connect
 from data.settings import Recipe, read_section
 from data.storage import write_json
-from data.stream import count_targets, window_dataset
+from data.stream import EqualParts, epoch_size, window_dataset
 from modeling.artifact import Artifact, save_artifact
 from modeling.settings import ModelSettings
-from trainer.checkpoints import METRIC, checkpoint_weights
+from trainer.checkpoints import METRIC, RAY, mend_snapshot, whole_checkpoints
 from trainer.curves import FILE_NAME as CURVE
 from trainer.curves import draw_curve
 from trainer.gaps import settled, with_gap
@@ -74,18 +75,19 @@ def run(recipe: Recipe) -> dict[str, Any]:
     run_id = _claim(run_dir, {**config, "dataset_hash": _dataset_hash(dataset), "begins": begins})
     if (run_dir / ARTIFACT).exists():  # published last, so the run is complete
         return _summary(Artifact.open(run_dir / ARTIFACT), run_dir)
-    total_targets = count_targets(dataset, max_events=model.max_events, rule=train.windows)
-    if not total_targets:
+    size = epoch_size(dataset, max_events=model.max_events, rule=train.windows)
+    if not size.targets:
         raise DatasetError(f"{train.dataset}: no user has two training events, so there is nothing to learn from")
     connect()
     check_resources(train.workers)
     began = time.perf_counter()
-    batches = int(total_targets * train.epochs / (train.events_per_batch * train.workers.num_workers))
+    batches = int(size.targets * train.epochs / (train.events_per_batch * train.workers.num_workers))
     with progress_bar(str(run_dir), total_batches=batches):
-        result = _fit(train, model, dataset, {**config, "run_id": run_id, "total_targets": total_targets})
+        progress = {"run_id": run_id, "total_targets": size.targets}
+        _fit(train, model, dataset, {**config, **progress}, num_windows=size.windows)
     draw_curve(run_dir)
     seconds = round(time.perf_counter() - began, 1)
-    artifact = _export(result, run_dir, model, dataset, {"settings": config, "seconds": seconds})
+    artifact = _export(run_dir, model, dataset, {"settings": config, "seconds": seconds})
     return _summary(artifact, run_dir)
 
 
@@ -120,21 +122,22 @@ def _summary(artifact: Artifact, run_dir: Path) -> dict[str, Any]:
 
 
 def check_resources(workers: WorkerSettings) -> None:
-    """Refuse a plan that Ray could never start, instead of waiting for ever.
+    """Refuse a plan that Ray could never start, even with the fewest workers, instead of waiting for ever.
 
     Raises:
         MachineError: naming what there is, what is needed, and what to change.
     """
     have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
-    need_cpus = workers.num_workers * workers.cpus_per_worker + DATA_CPUS
+    num_workers = workers.min_workers or workers.num_workers
+    need_cpus = num_workers * workers.cpus_per_worker + DATA_CPUS
     if have.get("CPU", 0) < need_cpus:
         raise MachineError(
-            f"{workers.num_workers} workers of {workers.cpus_per_worker:g} CPUs and Ray Data need {need_cpus:g} "
+            f"{num_workers} workers of {workers.cpus_per_worker:g} CPUs and Ray Data need {need_cpus:g} "
             f"logical CPUs, and Ray has {have.get('CPU', 0):g}; lower train.workers.num_workers or cpus_per_worker"
         )
-    if workers.use_gpu and have.get("GPU", 0) < workers.num_workers:
+    if workers.use_gpu and have.get("GPU", 0) < num_workers:
         raise MachineError(
-            f"{workers.num_workers} workers need a GPU each, and Ray has {have.get('GPU', 0):g}; lower "
+            f"{num_workers} workers need a GPU each, and Ray has {have.get('GPU', 0):g}; lower "
             "train.workers.num_workers or set train.workers.use_gpu=false"
         )
 
@@ -177,18 +180,22 @@ def _dataset_hash(dataset: PreparedDataset) -> str:
     return hashlib.sha256(json.dumps(dataset.manifest["files"], sort_keys=True).encode()).hexdigest()
 
 
-def _fit(train: TrainSettings, model: ModelSettings, dataset: PreparedDataset, config: dict[str, Any]) -> Result:
+def _fit(
+    train: TrainSettings, model: ModelSettings, dataset: PreparedDataset, config: dict[str, Any], *, num_windows: int
+) -> None:
     workers = train.workers
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=config,
         scaling_config=ScalingConfig(
-            num_workers=workers.num_workers,
+            num_workers=(workers.min_workers, workers.num_workers)  # type: ignore[arg-type]  # mypy sees Train V1
+            if workers.min_workers
+            else workers.num_workers,
             use_gpu=workers.use_gpu,
             resources_per_worker={"CPU": workers.cpus_per_worker, **({"GPU": 1} if workers.use_gpu else {})},
         ),
         run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the signature of Train V1
-            name="ray",
+            name=RAY,
             storage_path=config["train"]["run_dir"],
             logging_config=LoggingConfig(log_level="INFO" if logger.isEnabledFor(logging.DEBUG) else "WARNING"),
             failure_config=FailureConfig(max_failures=workers.max_failures),
@@ -199,10 +206,12 @@ def _fit(train: TrainSettings, model: ModelSettings, dataset: PreparedDataset, c
             ),
         ),
         datasets={"train": window_dataset(dataset, max_events=model.max_events, rule=train.windows)},
+        dataset_config=EqualParts(num_windows),
     )
+    mend_snapshot(Path(config["train"]["run_dir"]))
     try:
-        return trainer.fit()
-    except ray.train.TrainingFailedError as error:
+        trainer.fit()
+    except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
         raise _cause(error) from error
 
 
@@ -211,17 +220,17 @@ def _cause(error: Exception) -> FarsightError:
     for failure in getattr(error, "worker_failures", {}).values():
         if isinstance(failure, FarsightError):
             return failure
-    return TrainingError(f"training failed, and its restarts are used up: {error}")
+    return TrainingError(
+        f"training failed, and its restarts are used up: {error}; mend the cause and run the same command again, which "
+        "goes on from the last whole checkpoint"
+    )
 
 
-def _export(
-    result: Result, run_dir: Path, model: ModelSettings, dataset: PreparedDataset, facts: dict[str, Any]
-) -> Artifact:
+def _export(run_dir: Path, model: ModelSettings, dataset: PreparedDataset, facts: dict[str, Any]) -> Artifact:
     """Write the artifact from the checkpoint with the best validation; the earliest of equals."""
-    checkpoints = result.best_checkpoints or []
-    if not checkpoints:
+    validated = [found for found in whole_checkpoints(run_dir) if found.metrics]
+    if not validated:
         raise TrainingError(f"{run_dir}: the run ended without a checkpoint; remove it and train again")
-    checkpoint, metrics = max(checkpoints, key=lambda pair: (pair[1][METRIC], -pair[1]["epoch"]))
-    with checkpoint_weights(checkpoint) as (weights, table):
-        facts = {**facts, "validation": metrics}
-        return save_artifact(run_dir / ARTIFACT, weights, model, dataset, table=table, facts=facts, replace=True)
+    best = max(validated, key=lambda found: (found.metrics[METRIC], -found.state.epoch))
+    facts = {**facts, "validation": {**best.metrics, "epoch": best.state.epoch, "step": best.state.step}}
+    return save_artifact(run_dir / ARTIFACT, best.weights, model, dataset, table=best.table, facts=facts, replace=True)
