@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data.ingest_settings import SortRule
 from data.log_time import NANOSECONDS
@@ -32,9 +33,8 @@ class BuiltHistories:
     """Histories of one shard, and what became of its events."""
 
     table: pa.Table  # HISTORY_SCHEMA
-    items: pa.Table  # `item_row` of every item in the shard, its `train_events` and `first_seen`
-    counts: dict[str, int]
-    time_range: tuple[int, int] | None  # seconds UTC
+    duplicates: int
+    dropped_by_filter: int  # events of users who have too few
 
 
 def build_histories(
@@ -65,23 +65,36 @@ def build_histories(
         parts = last_out(np.diff(offsets_B1), rules.test_events)
     else:
         parts = by_time(times_E, offsets_B1, validation_start=rules.cuts[0], test_start=rules.cuts[1])
-    table = _history_table(kept, offsets_B1, parts, shard)
     return BuiltHistories(
-        table=table,
-        items=shard_item_facts(table),
-        counts={
-            "users": len(starts),
-            "events": kept.height,
-            "duplicates": events.height - num_distinct,
-            "dropped_by_filter": num_distinct - kept.height,
-            "users_with_validation": int((parts[1] > 0).sum()),
-            "users_with_test": int((parts[2] > 0).sum()),
-            "train_events": int(parts[0].sum()),
-            "validation_events": int(parts[1].sum()),
-            "test_events": int(parts[2].sum()),
-        },
-        time_range=(int(times_E.min()), int(times_E.max())) if kept.height else None,
+        table=_history_table(kept, offsets_B1, parts, shard),
+        duplicates=events.height - num_distinct,
+        dropped_by_filter=num_distinct - kept.height,
     )
+
+
+def history_counts(histories: pa.Table) -> dict[str, int]:
+    """How many users and events some histories hold, in all and in each part of the split."""
+    parts = {name: histories.column(f"num_{name}").to_numpy() for name in ("train", "validation", "test")}
+    return {
+        "users": len(histories),
+        "events": sum(int(part.sum()) for part in parts.values()),
+        "users_with_validation": int((parts["validation"] > 0).sum()),
+        "users_with_test": int((parts["test"] > 0).sum()),
+        **{f"{name}_events": int(part.sum()) for name, part in parts.items()},
+    }
+
+
+def time_range(histories: pa.Table) -> tuple[int, int] | None:
+    """First and last time of some histories, seconds UTC; None where there are no histories."""
+    times_E = pc.list_flatten(histories.column("times")).to_numpy()
+    return (int(times_E.min()), int(times_E.max())) if len(times_E) else None
+
+
+def joined_histories(histories: pa.Table, others: pa.Table, *, shard: int) -> pa.Table:
+    """Histories of different users as one shard, ordered by user id and with keys of their own."""
+    joined = pa.concat_tables([histories, others]).sort_by("user_id")
+    place = HISTORY_SCHEMA.get_field_index("user_key")
+    return joined.set_column(place, HISTORY_SCHEMA.field(place), _user_keys(shard, len(joined)))
 
 
 def stored_events(histories: pa.Table, item_ids: Sequence[str], actions: Sequence[str]) -> pl.DataFrame:
@@ -158,7 +171,7 @@ def _history_table(
     num_users = len(offsets_B1) - 1
     columns: dict[str, pa.Array] = {
         "user_id": events["user_id"].gather(offsets_B1[:-1]).to_arrow().cast(pa.string()),
-        "user_key": pa.array(shard * 2**32 + np.arange(num_users, dtype=np.int64)),
+        "user_key": _user_keys(shard, num_users),
         "num_train": pa.array(parts[0].astype(np.int32)),
         "num_validation": pa.array(parts[1].astype(np.int32)),
         "num_test": pa.array(parts[2].astype(np.int32)),
@@ -168,3 +181,7 @@ def _history_table(
         values = events[source].to_arrow().cast(HISTORY_SCHEMA.field(name).type.value_type)
         columns[name] = pa.ListArray.from_arrays(pa.array(offsets_B1.astype(np.int32)), values)
     return pa.table({field.name: columns[field.name] for field in HISTORY_SCHEMA}, schema=HISTORY_SCHEMA)
+
+
+def _user_keys(shard: int, num_users: int) -> pa.Array:
+    return pa.array(shard * 2**32 + np.arange(num_users, dtype=np.int64))
