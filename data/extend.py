@@ -107,7 +107,7 @@ def open_earlier(settings: IngestSettings) -> Earlier:
         newest=manifest["time_range"][1],
         counts=manifest["counts"],
         reasons=manifest["quarantined_by_reason"],
-        quarantine=sorted((dataset.directory / QUARANTINE).iterdir()),
+        quarantine=sorted((dataset.directory / QUARANTINE).glob("part-*.parquet")),
         log_files=manifest["log_files"],
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data.catalogue import merged_catalogue
@@ -17,10 +18,11 @@ from data.errors import DatasetError, LogError, RecipeError
 from data.extend import Earlier
 from data.ingest import run
 from data.log_files import LogFile
+from data.schema import HISTORY_SCHEMA
 from data.spill import bucket_of
 from data.storage import MANIFEST, directory_hashes, write_json
 
-NUM_BUCKETS = 8
+NUM_BUCKETS = 13  # the second day fills two that the first leaves empty, two more stay so
 START = 1_700_006_400  # a midnight
 DAY = 86_400
 BAD = {"user_id": "u1", "item_id": None, "timestamp": 5, "action": None, "weight": 1.0}
@@ -53,7 +55,7 @@ def recipe(log: Path | list[str], out: Path, **settings: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Chain:
-    """Three days of log, `ingested` day by day (the last one in place) and `at_once`."""
+    """Three days of log, `ingested` day by day and `at_once`."""
 
     folder: Path
     ingested: list[PreparedDataset]
@@ -79,11 +81,10 @@ def chain(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     both.unique("item_id", keep="first").write_csv(folder / "items.csv")
     common = {"category_separator": "|"}
     ingested = []
-    for day, extra in enumerate(
-        [{"catalogue": str(folder / "items-0.csv")}, {"catalogue": str(folder / "items-1.csv")}, {}]
-    ):
+    for day in range(3):
+        items = {"catalogue": str(folder / f"items-{day}.csv")} if day < len(catalogues) else {}
         before = {"extends": str(folder / f"{day - 1}")} if day else {}
-        run(recipe(folder / "log" / f"day={day}", folder / str(day), **common, **extra, **before))
+        run(recipe(folder / "log" / f"day={day}", folder / str(day), **common, **items, **before))
         ingested.append(PreparedDataset.open(folder / str(day)))
     run(recipe([str(folder / "log" / "*" / "*.csv")], folder / "all", **common, catalogue=str(folder / "items.csv")))
     return Chain(folder, ingested, PreparedDataset.open(folder / "all"))
@@ -113,8 +114,9 @@ def test_days_one_after_another_give_what_all_days_give_at_once(chain: Chain) ->
     assert found["counts"]["quarantined"] == 3
     assert [file["name"] for file in chain.ingested[2].manifest["log_files"]] == [str(chain.log(d)) for d in range(3)]
     assert chain.ingested[2].manifest["log_files"] == chain.at_once.manifest["log_files"]
-    shards = {shard["file"]: shard for shard in chain.at_once.manifest["shards"]}
-    assert {shard["file"]: shard for shard in chain.ingested[2].manifest["shards"]} == shards
+    assert chain.ingested[2].manifest["shards"] == chain.at_once.manifest["shards"]
+    for shard in chain.ingested[2].shards:
+        assert pq.read_schema(shard).remove_metadata().equals(HISTORY_SCHEMA)
 
 
 @pytest.mark.ray
@@ -135,6 +137,7 @@ def test_only_the_shards_of_users_with_new_events_are_written(chain: Chain) -> N
     }
     assert linked == {shard.name for shard in after.shards} - touched
     assert 0 < len(linked) < len(after.shards)
+    assert [len(dataset.shards) for dataset in chain.ingested] == [9, 11, 11]
 
 
 @pytest.mark.ray
