@@ -168,6 +168,32 @@ def _json_table(location: str, form: CatalogueFormat) -> pa.Table:
     return pa.table(columns)
 
 
+def merged_catalogue(catalogue: pa.Table | None, earlier: pa.Table | None) -> pa.Table | None:
+    """The rows of a catalogue, and those of an earlier dataset's for the items that it does not list.
+
+    Raises:
+        LogError: a side feature has types that do not go together.
+    """
+    if earlier is None:
+        return catalogue
+    earlier = earlier.drop_columns([TRAIN_EVENTS, FIRST_SEEN])
+    if catalogue is None:
+        return earlier
+    listed = pl.DataFrame(catalogue)
+    kept = pl.DataFrame(earlier).join(listed, on="item_id", how="anti")
+    try:
+        return pl.concat([listed, kept], how="diagonal_relaxed").to_arrow()
+    except pl.exceptions.SchemaError as error:
+        raise LogError(f"the catalogue and that of the dataset to extend hold other types: {error}") from None
+
+
+def num_undescribed(aligned: pa.Table) -> int:
+    """Items of which the catalogue of a dataset says nothing: no category, no title, no side feature."""
+    rows = pl.DataFrame(aligned).drop("item_id", TRAIN_EVENTS, FIRST_SEEN)
+    says_nothing = [pl.col(name).is_null() for name in rows.columns if name != "categories"]
+    return rows.filter(pl.col("categories").list.len() == 0, *says_nothing).height
+
+
 def aligned_catalogue(catalogue: pa.Table | None, vocabulary: Vocabulary, facts: pl.DataFrame) -> pa.Table:
     """The catalogue in vocabulary order, with the columns of `facts`; items it lacks get no categories."""
     rows = pl.DataFrame({"item_id": pl.Series(vocabulary.item_ids, dtype=pl.String)})

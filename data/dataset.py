@@ -1,6 +1,6 @@
 """The prepared dataset: what ingest writes, and what training and evaluation read.
 
-DIR/manifest.json                counts, split, actions, hashes, settings
+DIR/manifest.json                counts, split, actions, hashes, log files, settings
 DIR/vocabulary.parquet           item ids in row order
 DIR/catalogue.parquet            one row per item in the same order, with `train_events` and `first_seen`
 DIR/histories/part-00000.parquet one row per user (`data.schema.HISTORY_SCHEMA`)

@@ -10,6 +10,7 @@ cluster that must be storage which all nodes share.
 import json
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -25,28 +26,29 @@ import ray.data
 from tqdm import tqdm
 
 from data import errors, session
-from data.catalogue import CatalogueFormat, aligned_catalogue, read_catalogue
-from data.dataset import CATALOGUE, FORMAT_VERSION, HISTORIES, KIND
+from data.catalogue import CatalogueFormat, aligned_catalogue, merged_catalogue, num_undescribed, read_catalogue
+from data.dataset import CATALOGUE, FORMAT_VERSION, HISTORIES, KIND, QUARANTINE
 from data.errors import FarsightError, LogError, RecipeError
+from data.extend import Earlier, open_earlier
 from data.histories import HistoryRules
 from data.ingest_checks import (
+    SHARD_COUNTS,
     Report,
     check_order,
     item_facts,
-    logged_actions,
+    known_actions,
     reconciled_counts,
     row_rules,
     time_range,
     write_vocabulary,
 )
-from data.ingest_settings import IngestSettings
+from data.ingest_settings import IngestSettings, SplitSettings
 from data.log_files import LogFile, TextFormat, list_files, own_catalogue, plan_fragments
 from data.row_tally import RowTally, check_share, total
 from data.settings import Recipe, read_section
-from data.spill import Plan, spill_fragment, times_in_bin, write_bucket
+from data.spill import Plan, hash_file, spill_fragment, times_in_bin, write_bucket
 from data.splits import bin_of_rank, cut_rank
-from data.storage import MANIFEST, directory_hashes, published_directory, write_json
-from data.vocabulary import Vocabulary
+from data.storage import MANIFEST, directory_hashes, link_or_copy, published_directory, write_json
 
 _BUCKET_BYTES = 64 * 2**20
 _MIN_BUCKETS = 8
@@ -66,6 +68,7 @@ def run(recipe: Recipe, out: str | None = None) -> dict[str, Any]:
     Raises:
         RecipeError: the section is wrong.
         LogError: the log cannot be read as stated, or too many rows are bad.
+        DatasetError: the dataset that `extends` names cannot be extended so.
         FarsightError: the directory exists already.
     """
     settings = read_section(recipe, "ingest", IngestSettings)
@@ -81,52 +84,74 @@ def _ingest(settings: IngestSettings, directory: Path) -> dict[str, Any]:
     """Write a whole prepared dataset into an existing directory and return its manifest."""
     locations = [settings.log] if isinstance(settings.log, str) else settings.log
     text = TextFormat(settings.separator, settings.encoding)
-    files = list_files(locations, settings.format)
+    earlier = open_earlier(settings)
+    files = _unread(list_files(locations, settings.format), earlier)
     fragments = plan_fragments(files, settings.columns, text)
-    if not fragments:
+    if fragments:
+        check_order(settings, fragments[0])
+    elif settings.extends is None:
         raise LogError(f"{', '.join(locations)}: the log holds no rows")
-    check_order(settings, fragments[0])
-    has_times = "timestamp" in fragments[0].columns
-    known = None if settings.items_from is None else Vocabulary.load(Path(settings.items_from))
-    catalogue = _catalogue(settings, locations, text)
-    plan = Plan(directory, text, row_rules(settings, has_times), settings.num_buckets or _default_buckets(files))
+    has_times = settings.extends is not None or "timestamp" in fragments[0].columns
+    catalogue = merged_catalogue(_catalogue(settings, locations, text), earlier.catalogue)
+    num_buckets = earlier.num_buckets or settings.num_buckets or _default_buckets(files)
+    plan = Plan(directory, text, row_rules(settings, has_times), num_buckets, earlier.next_part)
     plan.make_folders()
+    for part in earlier.quarantine:
+        link_or_copy(part, directory / QUARANTINE / part.name)
     first = _mapped(spill_fragment, [asdict(fragment) for fragment in fragments], "reading log", plan=plan)
     read = total(RowTally(**report["tally"]) for report in first)
     check_share(read, settings.max_bad_share)
-    vocabulary, num_uncatalogued = write_vocabulary(catalogue, plan, known)
-    actions = logged_actions(first)
-    cuts = _cuts(settings, read.good, plan)
+    vocabulary = write_vocabulary(catalogue, plan, earlier.vocabulary)
+    actions = known_actions(first, earlier.actions)
+    cuts = _cuts(settings, read.good, plan, earlier.newest)
+    split = _stated_split(settings.split, cuts)
     rules = HistoryRules(settings.sort, settings.duplicates, settings.min_user_events, cuts, settings.split.test_events)
     fixed = {"rules": rules, "actions": actions, "users_per_row_group": settings.users_per_row_group}
-    second = _mapped(write_bucket, list(range(plan.num_buckets)), "writing histories", plan=plan, **fixed)
-    counts = reconciled_counts(read, second, vocabulary.num_items, num_uncatalogued)
+    kept = {"stored": earlier.shards, "rebuild": split != earlier.split}
+    second = _mapped(write_bucket, list(range(num_buckets)), "writing histories", plan=plan, **fixed, **kept)
+    earlier.log_kept(second)
+    facts = item_facts(plan, vocabulary, earlier.catalogue, has_times=has_times)
+    aligned = aligned_catalogue(catalogue, vocabulary, facts)
+    items = {"items": vocabulary.num_items, "items_without_catalogue": num_undescribed(aligned)}
+    counts = reconciled_counts(read, second, earlier.counts, items)
     if counts["events"] == 0:
         raise LogError(f"{', '.join(locations)}: no events are left of the {counts['events_read']} rows that were read")
-    facts = item_facts(plan, vocabulary, has_times=has_times)
-    pq.write_table(aligned_catalogue(catalogue, vocabulary, facts), directory / CATALOGUE)
+    pq.write_table(aligned, directory / CATALOGUE)
     shutil.rmtree(plan.spill)
     manifest = {
         "kind": KIND,
         "format_version": FORMAT_VERSION,
         "counts": counts,
-        "quarantined_by_reason": read.reasons,
+        "quarantined_by_reason": dict(sorted((Counter(earlier.reasons) + Counter(read.reasons)).items())),
         "has_times": has_times,
         "time_range": time_range(second) if has_times else None,
         "max_time": plan.rules.max_seconds,
         "actions": actions,
-        "split": {
-            "kind": settings.split.kind,
-            "test_events": None if cuts else settings.split.test_events,
-            "validation_start": cuts[0] if cuts else None,
-            "test_start": cuts[1] if cuts else None,
-        },
+        "split": split,
         "vocabulary_hash": vocabulary.content_hash,
+        "num_buckets": num_buckets,
         **_shards(second, directory),
+        "log_files": earlier.log_files + [report["log_file"] for report in first if report["log_file"]],
         "settings": settings.model_dump(mode="json"),
     }
     write_json(directory / MANIFEST, manifest)
     return manifest
+
+
+def _unread(files: Sequence[LogFile], earlier: Earlier) -> list[LogFile]:
+    """Files that have not gone into the dataset that is extended."""
+    places = [file.location for file in earlier.perhaps_read(files)]
+    return earlier.unread(files, dict(zip(places, _mapped(hash_file, places, "comparing log"), strict=True)))
+
+
+def _stated_split(split: SplitSettings, cuts: tuple[int, int] | None) -> dict[str, Any]:
+    """The split as the manifest states it: where two agree, so do the parts of all histories."""
+    return {
+        "kind": split.kind,
+        "test_events": None if cuts else split.test_events,
+        "validation_start": cuts[0] if cuts else None,
+        "test_start": cuts[1] if cuts else None,
+    }
 
 
 def _shards(reports: Sequence[Report], directory: Path) -> dict[str, Any]:
@@ -134,7 +159,7 @@ def _shards(reports: Sequence[Report], directory: Path) -> dict[str, Any]:
     filled = [report for report in reports if report["users"]]
     hashes = directory_hashes(directory, lambda name: not name.startswith(f"{HISTORIES}/"))
     return {
-        "shards": [{key: report[key] for key in ("file", "users", "events")} for report in filled],
+        "shards": [{key: report[key] for key in ("file", "time_range", *SHARD_COUNTS)} for report in filled],
         "files": hashes | {report["file"]: report["sha256"] for report in filled},
     }
 
@@ -164,6 +189,8 @@ def _mapped(task: Callable[..., Any], items: Sequence[Any], doing: str, **argume
         FarsightError: what a task raised.
     """
     rows = [{"number": number, "item": json.dumps(item)} for number, item in enumerate(items)]
+    if not rows:
+        return []
     results: dict[int, Any] = {}
     session.connect()
     with _quiet_ray_data():
@@ -203,31 +230,32 @@ def _quiet_ray_data() -> Iterator[None]:
         notes.setLevel(before[1])
 
 
-def _cuts(settings: IngestSettings, num_events: int, plan: Plan) -> tuple[int, int] | None:
+def _cuts(settings: IngestSettings, num_events: int, plan: Plan, newest_before: int) -> tuple[int, int] | None:
     """First seconds of validation and of test; None where each history is cut by itself.
 
     With shares, a cut is the time of the event of rank floor(n * (1 - share)) among the n good
     rows in time order, duplicates counted; all events at that time go to the later part. With days,
-    the test part ends with the newest event.
+    the test part ends with the newest event, which a dataset that is extended may hold.
     """
     split = settings.split
     if split.validation_start is not None and split.test_start is not None:
         return split.validation_start, split.test_start
     if split.kind != "time":
         return None
-    hours = pl.read_parquet(plan.spill / "hours-*.parquet").group_by("hour").agg(pl.col("events").sum()).sort("hour")
-    starts, counts = hours["hour"].to_numpy().astype(np.int64), hours["events"].to_numpy().astype(np.int64)
-
-    def moment(rank: int) -> int:
-        hour, rank_in_hour = bin_of_rank(starts, counts, rank)
-        parts = _mapped(times_in_bin, list(range(plan.num_buckets)), "finding cuts", hour=hour, plan=plan)
-        seconds = sorted(int(second) for part in parts for second in part)
-        return seconds[rank_in_hour]
-
     if split.test_days is not None and split.validation_days is not None:
-        test_start = moment(num_events - 1) + 1 - round(split.test_days * 86_400)
+        newest = max(newest_before, _moment(num_events - 1, plan) if num_events else 0)
+        test_start = newest + 1 - round(split.test_days * 86_400)
         return test_start - round(split.validation_days * 86_400), test_start
     assert split.validation_share is not None  # the settings see to one way to cut, and a whole one
     assert split.test_share is not None
     after_validation = split.validation_share + split.test_share
-    return moment(cut_rank(num_events, after_validation)), moment(cut_rank(num_events, split.test_share))
+    return _moment(cut_rank(num_events, after_validation), plan), _moment(cut_rank(num_events, split.test_share), plan)
+
+
+def _moment(rank: int, plan: Plan) -> int:
+    """Seconds UTC of the row of a rank among the good rows in time order."""
+    hours = pl.read_parquet(plan.spill / "hours-*.parquet").group_by("hour").agg(pl.col("events").sum()).sort("hour")
+    starts, counts = hours["hour"].to_numpy().astype(np.int64), hours["events"].to_numpy().astype(np.int64)
+    hour, rank_in_hour = bin_of_rank(starts, counts, rank)
+    parts = _mapped(times_in_bin, list(range(plan.num_buckets)), "finding cuts", hour=hour, plan=plan)
+    return sorted(int(second) for part in parts for second in part)[rank_in_hour]

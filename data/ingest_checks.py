@@ -1,7 +1,7 @@
 """What ingest decides between its passes: whether to go on, the vocabulary, and the counts that must agree."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,22 @@ _DAY_SECONDS = 86_400
 
 Report = dict[str, Any]
 
+# Counts of the histories of a shard: the manifest states them for each and for all.
+SHARD_COUNTS = (
+    "users", "events", "users_with_validation", "users_with_test", "train_events", "validation_events", "test_events",
+)  # fmt: skip
+
 
 def check_order(settings: IngestSettings, fragment: Fragment) -> None:
     """Refuse what the log's columns cannot give."""
     place, columns = fragment.file.location, fragment.columns
     found = ", ".join(columns.values())
     if "timestamp" not in columns:
-        asking = {"require_times": settings.require_times, "split.kind: time": settings.split.kind == "time"}
+        asking = {
+            "require_times": settings.require_times,
+            "split.kind: time": settings.split.kind == "time",
+            "extends": settings.extends is not None,
+        }
         for setting, asked in asking.items():
             if asked:
                 raise LogError(f"{place}: no timestamp column, but {setting} needs times; found {found}")
@@ -53,21 +62,24 @@ def row_rules(settings: IngestSettings, has_times: bool) -> RowRules:
     )
 
 
-def write_vocabulary(catalogue: pa.Table | None, plan: Plan, known: Vocabulary | None) -> tuple[Vocabulary, int]:
-    """Write the vocabulary of catalogue and log; also the number of its items that the catalogue lacks.
+def write_vocabulary(catalogue: pa.Table | None, plan: Plan, known: Vocabulary | None) -> Vocabulary:
+    """Write the vocabulary of catalogue and log.
 
     Args:
         known: items that keep their rows; new ones come after them.
     """
-    logged = pl.read_parquet(plan.spill / "items-*.parquet")["item_id"].unique().to_list()
-    listed = set(catalogue.column("item_id").to_pylist()) if catalogue is not None else set()
-    vocabulary = Vocabulary.from_items([*listed, *logged]) if known is None else known.grown([*listed, *logged])
+    items = set(catalogue.column("item_id").to_pylist()) if catalogue is not None else set()
+    for path in plan.spill.glob("items-*.parquet"):
+        items.update(pl.read_parquet(path)["item_id"].to_list())
+    vocabulary = Vocabulary.from_items(items) if known is None else known.grown(items)
     vocabulary.save(plan.directory)
-    return vocabulary, vocabulary.num_items - len(listed)
+    return vocabulary
 
 
-def logged_actions(reports: Sequence[Report]) -> list[str]:
-    actions = sorted({action for report in reports for action in report["actions"]})
+def known_actions(reports: Sequence[Report], before: Sequence[str]) -> list[str]:
+    """The action of code 1, 2, ...; those of an earlier dataset keep their codes."""
+    logged = {action for report in reports for action in report["actions"]}
+    actions = [*before, *sorted(logged - set(before))]
     if len(actions) > _MAX_ACTIONS:
         raise LogError(
             f"the log holds {len(actions)} actions, at most {_MAX_ACTIONS} are possible; is this the right column?"
@@ -75,11 +87,19 @@ def logged_actions(reports: Sequence[Report]) -> list[str]:
     return actions
 
 
-def item_facts(plan: Plan, vocabulary: Vocabulary, *, has_times: bool) -> pl.DataFrame:
-    """Training events and first time of each item, in vocabulary order."""
+def item_facts(plan: Plan, vocabulary: Vocabulary, before: pa.Table | None, *, has_times: bool) -> pl.DataFrame:
+    """Training events and first time of each item, in vocabulary order.
+
+    Args:
+        before: the catalogue of the dataset that is extended. The spill then holds what changes: facts of the
+            histories that were replaced, their training events below zero, and facts of those in their place.
+    """
     counts_V = np.zeros(vocabulary.num_items, np.int64)
     never = np.iinfo(np.int64).max
     first_V = np.full(vocabulary.num_items, never)
+    if before is not None:
+        counts_V[: len(before)] = before.column(TRAIN_EVENTS).to_numpy()
+        first_V[: len(before)] = before.column(FIRST_SEEN).fill_null(never).to_numpy()
     for path in plan.spill.glob("facts-*.parquet"):
         table = pq.read_table(path)
         place = table.column("item_row").to_numpy() - 1
@@ -97,20 +117,20 @@ def time_range(reports: Sequence[Report]) -> list[int]:
 
 
 def reconciled_counts(
-    read: RowTally, histories: Sequence[Report], num_items: int, num_uncatalogued: int
+    read: RowTally, histories: Sequence[Report], before: Mapping[str, int], items: Mapping[str, int]
 ) -> dict[str, int]:
-    """The manifest's counts; every row that was read is in exactly one of four places."""
-    names = (
-        "users", "events", "duplicates", "dropped_by_filter", "users_with_validation", "users_with_test",
-        "train_events", "validation_events", "test_events",
-    )  # fmt: skip
-    counts = {name: sum(report[name] for report in histories) for name in names}
-    counts |= {
-        "items": num_items,
-        "items_without_catalogue": num_uncatalogued,
-        "events_read": read.rows,
-        "quarantined": read.refused,
-    }
+    """The manifest's counts; every row that was ever read is in exactly one of four places.
+
+    Args:
+        read: rows of this log.
+        histories: a report for every shard.
+        before: counts of the dataset that is extended.
+        items: counts of the catalogue.
+    """
+    counts = {name: sum(report[name] for report in histories) for name in SHARD_COUNTS}
+    passed = {"events_read": read.rows, "quarantined": read.refused}
+    passed |= {name: sum(report[name] for report in histories) for name in ("duplicates", "dropped_by_filter")}
+    counts |= {name: before.get(name, 0) + count for name, count in passed.items()} | dict(items)
     placed = counts["events"] + counts["quarantined"] + counts["duplicates"] + counts["dropped_by_filter"]
     assert counts["events_read"] == placed
     return counts

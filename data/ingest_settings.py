@@ -81,6 +81,11 @@ class IngestSettings(Settings):
         description="prepared dataset or artifact whose items keep their rows, new items getting the rows after them, "
         "so that its weights can be trained further (train.start_from); by default rows go by the sorted ids",
     )
+    extends: str | None = Field(
+        None,
+        description="prepared dataset that this log continues: `out` then holds both, histories of users without new "
+        "events are linked and not read, and log files that went in before are left out",
+    )
     category_separator: str | None = Field(
         None, description="what stands between the categories of one item where they are one string, such as |"
     )
@@ -120,6 +125,23 @@ class IngestSettings(Settings):
     def _time_split_goes_by_time(self) -> "IngestSettings":
         if self.split.kind == "time" and self.sort != "time":
             raise ValueError("split.kind time needs sort: time, or a history would not be cut by time")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_stored_is_enough_to_extend(self) -> "IngestSettings":
+        if self.extends is None:
+            return self
+        if self.items_from is not None:
+            raise ValueError("extends keeps the rows of all items already; leave out items_from")
+        if self.sort != "time":
+            raise ValueError("extends needs sort: time; `order` is not stored, so later events cannot be put among it")
+        if self.min_user_events > 1:
+            raise ValueError("extends needs min_user_events: 1; events of users that were left out are not stored")
+        if self.split.test_share is not None:
+            raise ValueError(
+                "extends takes no shares, which need the times of all events; state split.test_days and "
+                "validation_days, or the moments (the manifest of the dataset has them under split)"
+            )
         return self
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import fnmatch
+import hashlib
 import io
 import json
 import lzma
@@ -104,6 +105,13 @@ def open_text(location: str, encoding: str) -> Iterator[io.TextIOWrapper]:
             encoding = "utf-8-sig"  # plain UTF-8, less the mark that some programs put first
         with io.TextIOWrapper(raw, encoding=encoding, newline="") as text:
             yield text
+
+
+def log_file_hash(location: str) -> str:
+    """SHA-256 of a file's bytes, as hex."""
+    filesystem, path = resolve(location)
+    with filesystem.open_input_stream(path, compression=None) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def split_lines(lines: io.TextIOWrapper, text: TextFormat) -> Iterator[list[str]]:

@@ -5,7 +5,7 @@ by its number from every file without touching the others.
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,27 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.dataset import HISTORIES, QUARANTINE
-from data.histories import HistoryRules, build_histories
-from data.log_files import Fragment, LogFile, TextFormat
+from data.errors import DatasetError
+from data.histories import (
+    HistoryRules,
+    build_histories,
+    history_counts,
+    joined_histories,
+    shard_item_facts,
+    stored_events,
+    time_range,
+)
+from data.log_files import Fragment, LogFile, TextFormat, log_file_hash
 from data.log_rows import CHECKED_SCHEMA, RowRules, check_rows, read_fragment
 from data.log_time import NANOSECONDS
 from data.row_tally import RowTally
+from data.schema import HISTORY_SCHEMA, TRAIN_EVENTS
 from data.splits import BIN_SECONDS
-from data.storage import file_hash
+from data.storage import file_hash, link_or_copy
 from data.vocabulary import Vocabulary
 
 _COMPRESSED = pa.ipc.IpcWriteOptions(compression="lz4")
@@ -36,6 +47,7 @@ class Plan:
     text: TextFormat
     rules: RowRules
     num_buckets: int
+    first_part: int = 0  # number of the first quarantine file; lower ones are an earlier dataset's
 
     @property
     def spill(self) -> Path:
@@ -46,6 +58,28 @@ class Plan:
         """Make the folders that tasks write into."""
         for folder in (self.directory / HISTORIES, self.directory / QUARANTINE, self.spill):
             folder.mkdir()
+
+
+@dataclass(frozen=True)
+class StoredShard:
+    """The histories of one bucket in a dataset that is being extended."""
+
+    path: Path
+    report: dict[str, Any]  # as `write_bucket` would give it for a log without duplicates
+
+    def read(self) -> pa.Table:
+        """All histories of the shard.
+
+        Raises:
+            DatasetError: it is not as its dataset's manifest says.
+        """
+        found, expected = file_hash(self.path), self.report["sha256"]
+        if found != expected:
+            raise DatasetError(
+                f"{self.path}: its hash is {found[:12]}, the manifest says {expected[:12]}; the dataset is damaged and "
+                "cannot be extended, ingest its whole log again"
+            )
+        return pq.read_table(self.path)
 
 
 def bucket_of(user_id: str, num_buckets: int) -> int:
@@ -61,8 +95,8 @@ def spill_fragment(number: int, parts: dict[str, Any], plan: Plan) -> dict[str, 
         parts: the fields of the `Fragment`, as they travel in a row of Ray Data.
 
     Returns:
-        A `RowTally` and the actions; the distinct items and the events per hour are left in files, because
-        they may be many.
+        A `RowTally`, the actions, and what the manifest says of the log file, from the first fragment of each; the
+        distinct items and the events per hour are left in files, because they may be many.
     """
     fragment = Fragment(LogFile(**parts.pop("file")), **parts)
     tally = RowTally()
@@ -73,7 +107,9 @@ def spill_fragment(number: int, parts: dict[str, Any], plan: Plan) -> dict[str, 
         good, refused = check_rows(raw, fragment, plan.rules)
         tally.add(good, refused)
         if refused.height:
-            refused.write_parquet(plan.directory / QUARANTINE / f"part-{number:06d}-{chunk:04d}.parquet")
+            refused.write_parquet(
+                plan.directory / QUARANTINE / f"part-{plan.first_part + number:06d}-{chunk:04d}.parquet"
+            )
         actions.update(good["action"].drop_nulls().unique())
         items.append(good["item_id"].unique())
         hours.append(good["timestamp"] // (NANOSECONDS * BIN_SECONDS))
@@ -82,7 +118,10 @@ def spill_fragment(number: int, parts: dict[str, Any], plan: Plan) -> dict[str, 
     pl.concat(items).unique().to_frame("item_id").write_parquet(plan.spill / f"items-{number:06d}.parquet")
     counted = pl.concat(hours).alias("hour").value_counts(name="events")
     counted.write_parquet(plan.spill / f"hours-{number:06d}.parquet")
-    return {"tally": asdict(tally), "actions": sorted(actions)}
+    file, log_file = fragment.file, None
+    if fragment.first_row == 0:
+        log_file = {"name": file.location, "size": file.size, "sha256": log_file_hash(file.location)}
+    return {"tally": asdict(tally), "actions": sorted(actions), "log_file": log_file}
 
 
 def _write_buckets(rows: pl.DataFrame, path: Path, num_buckets: int) -> None:
@@ -114,21 +153,68 @@ def times_in_bin(_: int, bucket: int, *, hour: int, plan: Plan) -> list[int]:
     return [int(second) for part in parts for second in part.filter(part // BIN_SECONDS == hour)]
 
 
+def hash_file(_: int, location: str) -> str:
+    """SHA-256 of a log file."""
+    return log_file_hash(location)
+
+
 def write_bucket(
-    _: int, bucket: int, *, plan: Plan, rules: HistoryRules, actions: list[str], users_per_row_group: int
+    _: int,
+    bucket: int,
+    *,
+    plan: Plan,
+    rules: HistoryRules,
+    actions: list[str],
+    users_per_row_group: int,
+    stored: Mapping[str, StoredShard],
+    rebuild: bool,
 ) -> dict[str, Any]:
-    """Write the histories of one bucket; no file where it holds no user."""
+    """Write the histories of one bucket; no file where it holds no user.
+
+    Args:
+        stored: shards of the dataset that is extended, by file. Histories of users without new events are taken over,
+            and a shard of none but such users is linked, not read.
+        rebuild: whether all histories are built anew all the same.
+
+    Raises:
+        DatasetError: a stored shard is damaged.
+    """
+    file = f"{HISTORIES}/part-{bucket:05d}.parquet"
+    before = stored.get(file)
     frames = list(_read_bucket(bucket, plan))
+    if before is not None and not frames and not rebuild:
+        link_or_copy(before.path, plan.directory / file)
+        return before.report
     events = pl.concat(frames) if frames else pl.DataFrame(schema=CHECKED_SCHEMA)
+    histories = HISTORY_SCHEMA.empty_table() if before is None else before.read()
+    new_of = pc.is_in(histories.column("user_id"), events["user_id"].unique().to_arrow().cast(pa.string()))
+    replaced = pc.or_(new_of, rebuild)
+    stale, kept = histories.filter(replaced), histories.filter(pc.invert(replaced))
     items = Vocabulary.load(plan.directory).item_ids
     item_rows = pl.DataFrame(
         {"item_id": pl.Series(items, dtype=pl.String), "item_row": np.arange(1, len(items) + 1, dtype=np.int32)}
     )
+    events = pl.concat([stored_events(stale, items, actions), events])
     built = build_histories(events, item_rows, actions, shard=bucket, rules=rules)
-    file = f"{HISTORIES}/part-{bucket:05d}.parquet"
-    report: dict[str, Any] = {**built.counts, "file": file, "time_range": built.time_range, "sha256": None}
-    if built.counts["users"]:
-        pq.write_table(built.table, plan.directory / file, row_group_size=users_per_row_group)
-        report["sha256"] = file_hash(plan.directory / file)
-        pq.write_table(built.items, plan.spill / f"facts-{bucket:05d}.parquet")
-    return report
+    _write_facts(bucket, plan, built.table, stale)
+    table = joined_histories(kept, built.table, shard=bucket) if len(kept) else built.table
+    if len(table):
+        pq.write_table(table, plan.directory / file, row_group_size=users_per_row_group)
+    return {
+        "file": file,
+        "sha256": file_hash(plan.directory / file) if len(table) else None,
+        "time_range": time_range(table),
+        "duplicates": built.duplicates,
+        "dropped_by_filter": built.dropped_by_filter,
+        **history_counts(table),
+    }
+
+
+def _write_facts(bucket: int, plan: Plan, histories: pa.Table, stale: pa.Table) -> None:
+    """Leave behind what some histories say of items, and, with training events below zero, what they replace."""
+    pq.write_table(shard_item_facts(histories), plan.spill / f"facts-{bucket:05d}.parquet")
+    if len(stale):
+        facts = shard_item_facts(stale)
+        withdrawn = pc.negate(facts.column(TRAIN_EVENTS))
+        facts = facts.set_column(facts.column_names.index(TRAIN_EVENTS), TRAIN_EVENTS, withdrawn)
+        pq.write_table(facts, plan.spill / f"facts-{bucket:05d}-stale.parquet")

@@ -47,6 +47,14 @@ def published_directory(path: str | Path, *, replace: bool = False) -> Iterator[
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name for a finished file, which costs no space; a copy where the file system has no such links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON whole or not at all (temporary file, then rename)."""
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")

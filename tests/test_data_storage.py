@@ -1,5 +1,6 @@
 """Directories are whole or absent, and manifests say what they are."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from data.errors import DatasetError, FarsightError
-from data.storage import MANIFEST, directory_hashes, file_hash, published_directory, read_manifest, write_json
+from data.storage import (
+    MANIFEST,
+    directory_hashes,
+    file_hash,
+    link_or_copy,
+    published_directory,
+    read_manifest,
+    write_json,
+)
 
 
 def test_a_published_directory_appears_only_when_the_body_has_ended(tmp_path: Path) -> None:
@@ -55,6 +64,19 @@ def test_hashes_name_every_file_but_the_manifest_and_change_with_a_byte(tmp_path
     assert directory_hashes(tmp_path, lambda name: name == "b") == {"b": file_hash(tmp_path / "b")}
     (tmp_path / "sub" / "a").write_bytes(b"z")
     assert directory_hashes(tmp_path)["sub/a"] != before["sub/a"]
+
+
+def test_a_file_is_linked_and_where_that_is_impossible_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(source: Path, target: Path) -> None:
+        raise OSError("no links on this file system")
+
+    (tmp_path / "a").write_text("1")
+    link_or_copy(tmp_path / "a", tmp_path / "linked")
+    monkeypatch.setattr(os, "link", refused)
+    link_or_copy(tmp_path / "a", tmp_path / "copied")
+    assert (tmp_path / "linked").samefile(tmp_path / "a")
+    assert not (tmp_path / "copied").samefile(tmp_path / "a")
+    assert (tmp_path / "linked").read_text() == (tmp_path / "copied").read_text() == "1"
 
 
 def test_a_manifest_of_the_right_kind_and_version_is_read(tmp_path: Path) -> None:
