@@ -158,13 +158,14 @@ def whole_checkpoints(run_dir: Path) -> list[Found]:
     return sorted(whole, key=lambda found: (found.state.epoch, found.state.step), reverse=True)
 
 
-def newest_checkpoint(run_dir: Path) -> Found | None:
-    """What a run goes on from; None at its first start.
+def newest_checkpoint(run_dir: Path, ranks: Ranks) -> Found | None:
+    """What a run goes on from, as rank 0 finds it; None at its first start. A collective.
 
     Raises:
         TrainingError: Ray knows of a checkpoint, and none is whole.
     """
-    for found in whole_checkpoints(run_dir):
+    found = ranks.first(next(iter(whole_checkpoints(run_dir)), None) if ranks.rank == 0 else None)
+    if found is not None:
         return found
     known = ray.train.get_checkpoint()
     if known is not None:

@@ -106,7 +106,7 @@ def set_up_worker(config: dict[str, Any]) -> Worker:
     if train.start_from is not None:
         start_from(train.start_from, retriever, frozen=train.frozen)
     ranks = Ranks(rank, world)
-    found = newest_checkpoint(Path(train.run_dir))
+    found = newest_checkpoint(Path(train.run_dir), ranks)
     state = LoopState(train.events_per_batch * train.workers.num_workers) if found is None else found.state
     batches_per_epoch = config["total_targets"] / state.events_per_batch
     total_steps = int(train.epochs * batches_per_epoch / train.engine.gradient_accumulation)

@@ -1,10 +1,13 @@
 """What the ranks of a run tell each other besides gradients."""
 
 import time
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class Ranks:
@@ -17,7 +20,7 @@ class Ranks:
         self.rank = rank
         self.world = world
         self._group = dist.new_group(backend="gloo") if world > 1 else None
-        self.born = int(self.first(time.time_ns() // 10**6))  # milliseconds UTC: names these ranks among a run's
+        self.born = self.first(time.time_ns() // 10**6)  # milliseconds UTC: names these ranks among a run's
 
     def all(self, flag: bool) -> bool:
         """Whether the flag is true on every rank."""
@@ -38,9 +41,12 @@ class Ranks:
             dist.all_reduce(total, group=self._group)
         return total
 
-    def first(self, value: float) -> float:
-        """Rank 0's value, on every rank."""
-        return float(self.sum(torch.tensor(value if self.rank == 0 else 0.0, dtype=torch.float64)))
+    def first(self, value: T) -> T:
+        """Rank 0's value, on every rank; anything that can be pickled."""
+        values = [value]
+        if self._group is not None:
+            dist.broadcast_object_list(values, src=0, group=self._group)
+        return values[0]
 
     def close(self) -> None:
         """Leave the group."""
