@@ -1,0 +1,90 @@
+"""Peak memory of some processes, and peak size of some directories, while a block runs."""
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+_SECONDS_BETWEEN = 0.2
+
+
+class Watch:
+    """Samples five times a second; a context.
+
+    Memory is PSS, so what processes share (the object store, mapped files) is counted once among them.
+
+    Attributes:
+        peak_bytes: largest sum of PSS over the processes, by group.
+        peak_directory_bytes: largest sum of the lengths of all files under the directories.
+
+    Args:
+        processes: asked at each sample: process ids by group.
+        directories: asked at each sample.
+    """
+
+    def __init__(
+        self, processes: Callable[[], dict[str, list[int]]], directories: Callable[[], Iterable[Path]]
+    ) -> None:
+        self._processes = processes
+        self._directories = directories
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self.peak_bytes: dict[str, int] = {}
+        self.peak_directory_bytes = 0
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._ended.wait(_SECONDS_BETWEEN):
+            for name, processes in self._processes().items():
+                found = sum(proportional_bytes(process) for process in processes)
+                self.peak_bytes[name] = max(self.peak_bytes.get(name, 0), found)
+            size = sum(directory_bytes(directory) for directory in self._directories())
+            self.peak_directory_bytes = max(self.peak_directory_bytes, size)
+
+
+def proportional_bytes(process: int) -> int:
+    """PSS of a process; 0 if it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def directory_bytes(directory: Path) -> int:
+    """Sizes of the files under a directory, of those that do not vanish meanwhile."""
+    return sum(_size(Path(folder, name)) for folder, _, names in os.walk(directory) for name in names)
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def descendants(process: int) -> Iterator[int]:
+    """Processes that a process started, and those that these started."""
+    for tasks in Path(f"/proc/{process}/task").glob("*/children"):
+        try:
+            children = tasks.read_text(encoding="ascii").split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        for child in map(int, children):
+            yield child
+            yield from descendants(child)
+
+
+def title(process: int) -> str:
+    """Command line of a process; empty if it has ended."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
