@@ -4,7 +4,7 @@
 
 Ours is `farsight ingest` through Ray with one task per core at a time; the peers make histories of the same files in
 processes of their own: item ids to rows, group by user, sort by time, one row of lists per user to Parquet. In turns,
-and nothing else of this benchmark stands while one works. `ratio_best_peer` is our median of events per second over that
+nothing else of this benchmark beside the one that works. `ratio_best_peer` is our median of events per second over that
 of the faster peer; `peak_rss_gib` the most that all Ray worker processes held together, as PSS, over all runs. Ours
 besides: checks each row, drops duplicates, orders ties by the log, numbers requests, cuts splits, counts item facts,
 hashes its files. `--nodes` measures one node of one core and two of them instead, simulated by Ray on this machine.
@@ -142,7 +142,7 @@ def _peer(engine: str, python: Path, chosen: Namespace, log: Path, folder: Path)
     Raises:
         MachineError: it ended with an error; its own words are on standard error.
     """
-    out, spill = folder / "histories.parquet", folder / "spill"
+    out, spill = folder / "histories", folder / "spill"
     command = [str(python.absolute()), "-m", "benchmarks.peers.grouping", "--engine", engine, "--log", str(log)]
     command += ["--out", str(out), "--spill", str(spill)]
     command += ["--threads", str(chosen.threads), "--memory-gib", str(chosen.memory_gib)]
@@ -153,15 +153,18 @@ def _peer(engine: str, python: Path, chosen: Namespace, log: Path, folder: Path)
         answer, _ = process.communicate()
     if process.returncode:
         raise MachineError(f"{engine} ended with code {process.returncode}: {' '.join(command)}")
-    metadata = pq.read_metadata(out)
-    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-    counts = {"users": metadata.num_rows, "events": sum(group.column(1).num_values for group in groups)}
-    return {**json.loads(answer), **counts, **_peaks(watch), "out_gib": out.stat().st_size / GIB}
+    parts = [pq.read_metadata(file) for file in out.iterdir()]
+    groups = [part.row_group(group) for part in parts for group in range(part.num_row_groups)]
+    counts = {
+        "users": sum(part.num_rows for part in parts),
+        "events": sum(group.column(1).num_values for group in groups),
+    }
+    return {**json.loads(answer), **counts, **_peaks(watch), "out_gib": directory_bytes(out) / GIB}
 
 
 def _peaks(watch: Watch) -> dict[str, Any]:
     peaks = {group: size / GIB for group, size in watch.peak_bytes.items()}
-    return {"peak_gib": peaks, "spill_gib": watch.peak_directory_bytes / GIB}
+    return {"peak_gib": peaks, "cpu_seconds": watch.cpu_seconds, "spill_gib": watch.peak_directory_bytes / GIB}
 
 
 def _ray_processes() -> dict[str, list[int]]:

@@ -29,6 +29,7 @@ class Watch:
         self._directories = directories
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._cpu_seconds: dict[str, dict[int, tuple[float, float]]] = {}  # first and last of each process
         self.peak_bytes: dict[str, int] = {}
         self.peak_directory_bytes = 0
 
@@ -40,13 +41,25 @@ class Watch:
         self._ended.set()
         self._thread.join()
 
+    @property
+    def cpu_seconds(self) -> dict[str, float]:
+        """What the processes computed between the first and the last sample of each, by group."""
+        return {name: sum(last - first for first, last in each.values()) for name, each in self._cpu_seconds.items()}
+
     def _sample(self) -> None:
         while not self._ended.wait(_SECONDS_BETWEEN):
             for name, processes in self._processes().items():
                 found = sum(proportional_bytes(process) for process in processes)
                 self.peak_bytes[name] = max(self.peak_bytes.get(name, 0), found)
+                for process in processes:
+                    self._note_cpu(name, process)
             size = sum(directory_bytes(directory) for directory in self._directories())
             self.peak_directory_bytes = max(self.peak_directory_bytes, size)
+
+    def _note_cpu(self, group: str, process: int) -> None:
+        seconds = cpu_seconds(process)
+        first, last = self._cpu_seconds.setdefault(group, {}).get(process, (seconds, seconds))
+        self._cpu_seconds[group][process] = first, max(last, seconds)
 
 
 def proportional_bytes(process: int) -> int:
@@ -56,6 +69,15 @@ def proportional_bytes(process: int) -> int:
     except (FileNotFoundError, ProcessLookupError):
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def cpu_seconds(process: int) -> float:
+    """What a process has computed, in user and kernel mode; 0 if it has ended."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def directory_bytes(directory: Path) -> int:

@@ -48,7 +48,7 @@ from data.splits import bin_of_rank, cut_rank
 from data.storage import MANIFEST, directory_hashes, published_directory, write_json
 from data.vocabulary import Vocabulary
 
-_BUCKET_BYTES = 64 * 2**20
+_BUCKET_BYTES = 16 * 2**20
 _MIN_BUCKETS = 8
 _MAX_BUCKETS = 4096
 _MAX_TASKS = 1024

@@ -28,10 +28,18 @@ from data.vocabulary import FILE_NAME as VOCABULARY
 _COMPRESSED = pa.ipc.IpcWriteOptions(compression="lz4")
 # The order of the files and of the rows in them stands for the position.
 _SPILLED = {name: dtype for name, dtype in CHECKED_SCHEMA.items() if name != "position"}
+_CACHED_ROWS = 65_536  # of which the hashes and places stay in a core's cache
 # What one byte makes of a CRC-32: of each byte the remainder by the polynomial.
 _CRC_OF_BYTE = np.arange(256, dtype=np.uint32)
 for _ in range(8):
     _CRC_OF_BYTE = (_CRC_OF_BYTE >> 1) ^ np.where(_CRC_OF_BYTE & 1, np.uint32(0xEDB88320), np.uint32(0))
+# Polars itself has offsets of 64 bits, which hardly compress.
+_SPILL_SCHEMA = pa.schema(
+    [
+        (field.name, pa.string() if pa.types.is_large_string(field.type) else field.type)
+        for field in pl.DataFrame(schema=_SPILLED).to_arrow().schema
+    ]
+)
 # Columns of a history of which a row group has few values; with a dictionary the others take more bytes and time.
 _REPEATING = [f"{name}.list.element" for name in ("actions", "requests", "weights")]
 
@@ -62,7 +70,12 @@ def bucket_of(user_id: str, num_buckets: int) -> int:
 
 
 def buckets_of(user_ids: pl.Series, num_buckets: int) -> npt.NDArray[np.uint32]:
-    """`bucket_of` of each user, byte by byte over all of them at once; a call for each takes ten times longer."""
+    """`bucket_of` of each user, byte by byte over many of them at once; a call for each takes ten times longer."""
+    parts = [_crc32(user_ids[start : start + _CACHED_ROWS]) for start in range(0, len(user_ids), _CACHED_ROWS)]
+    return np.concatenate([np.empty(0, np.uint32), *parts]) % np.uint32(num_buckets)
+
+
+def _crc32(user_ids: pl.Series) -> npt.NDArray[np.uint32]:
     texts = pa.array(user_ids.to_arrow(), pa.large_binary())
     starts_E1 = np.frombuffer(texts.buffers()[1], np.int64, len(texts) + 1, 8 * texts.offset)
     content = np.frombuffer(texts.buffers()[2] or b"", np.uint8)
@@ -73,7 +86,7 @@ def buckets_of(user_ids: pl.Series, num_buckets: int) -> npt.NDArray[np.uint32]:
     for place in range(lengths_E.min(initial=256), lengths_E.max(initial=0)):
         longer = np.flatnonzero(lengths_E > place)
         crc_E[longer] = _with_byte(crc_E[longer], content[starts_E[longer] + place])
-    return ~crc_E % np.uint32(num_buckets)
+    return ~crc_E
 
 
 def _with_byte(crc_E: npt.NDArray[np.uint32], byte_E: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
@@ -117,7 +130,8 @@ def _write_buckets(rows: pl.DataFrame, path: Path, num_buckets: int) -> None:
     stops = np.bincount(bucket_E, minlength=num_buckets).cumsum()
     # Radix sort, which is stable, takes 16 bits at most.
     order_E = np.argsort(bucket_E.astype(np.uint16) if num_buckets <= 2**16 else bucket_E, kind="stable")
-    batch = rows.select(list(_SPILLED))[order_E].to_arrow().combine_chunks().to_batches()[0]
+    table = rows.select(list(_SPILLED))[order_E].to_arrow().cast(_SPILL_SCHEMA)
+    batch = table.combine_chunks().to_batches()[0]
     with pa.ipc.new_file(path, batch.schema, options=_COMPRESSED) as writer:
         start = 0
         for stop in stops.tolist():

@@ -1,9 +1,9 @@
 """DuckDB or Polars make histories of a log. Run by the peers' own environment, started by `benchmarks.ingest`.
 
-    PEER/bin/python -m benchmarks.peers.grouping --engine duckdb --log DIR --out FILE --spill DIR --threads 2
+    PEER/bin/python -m benchmarks.peers.grouping --engine duckdb --log DIR --out DIR --spill DIR --threads 2
 
 Item ids become rows of the sorted distinct ids; the events of a user are sorted by time and written as one row of
-lists, to one Parquet file. Standard output: one JSON line. The clock starts after the imports.
+lists to Parquet. Standard output: one JSON line. The clock starts after the imports.
 """
 
 import argparse
@@ -15,7 +15,9 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-# One sort of whole events is faster than one for each list, and both spill; tried: docs/benchmarks.md.
+# One sort of whole events is faster than one for each list. DuckDB's `list` cannot spill: 100 million events in one
+# query end with an out-of-memory error at 4 GiB, so users are taken in parts, each a query over the whole log.
+_EVENTS_PER_PART = 25_000_000
 _VOCABULARY = """
     CREATE TABLE vocabulary AS SELECT item_id, row_number() OVER (ORDER BY item_id)::INTEGER AS item
     FROM (SELECT DISTINCT item_id FROM read_parquet('{log}'))
@@ -23,8 +25,9 @@ _VOCABULARY = """
 _HISTORIES = """
     COPY (
         SELECT user_id, list({{item: item, time: timestamp, action: action, request: request_id}} ORDER BY timestamp)
-        FROM read_parquet('{log}') JOIN vocabulary USING (item_id) GROUP BY user_id
-    ) TO '{out}' (FORMAT parquet)
+        FROM read_parquet('{log}') JOIN vocabulary USING (item_id)
+        WHERE hash(user_id) % {parts} = {part} GROUP BY user_id
+    ) TO '{out}/part-{part}.parquet' (FORMAT parquet)
 """
 
 
@@ -37,8 +40,12 @@ def duckdb_histories(log: Path, out: Path, spill: Path, *, threads: int, memory_
         connection.execute(f"SET memory_limit = '{memory_gib}GiB'")
         connection.execute(f"SET temp_directory = '{spill}'")
         connection.execute("SET preserve_insertion_order = false")
-        for query in (_VOCABULARY, _HISTORIES):
-            connection.execute(query.format(log=log / "*.parquet", out=out))
+        files = log / "*.parquet"
+        connection.execute(_VOCABULARY.format(log=files))
+        (num_events,) = connection.execute(f"SELECT count(*) FROM read_parquet('{files}')").fetchone()
+        parts = -(-num_events // _EVENTS_PER_PART)
+        for part in range(parts):
+            connection.execute(_HISTORIES.format(log=files, out=out, part=part, parts=parts))
 
 
 def polars_histories(log: Path, out: Path, spill: Path, *, threads: int, memory_gib: float) -> None:
@@ -52,7 +59,7 @@ def polars_histories(log: Path, out: Path, spill: Path, *, threads: int, memory_
     vocabulary = items.collect(engine="streaming").lazy()
     rows = events.join(vocabulary, on="item_id", how="left").drop("item_id")
     histories = rows.sort("timestamp").group_by("user_id", maintain_order=True).agg(pl.all())
-    histories.sink_parquet(out, engine="streaming")
+    histories.sink_parquet(out / "part-0.parquet", engine="streaming")
 
 
 ENGINES = {"duckdb": duckdb_histories, "polars": polars_histories}
@@ -69,6 +76,7 @@ def main() -> None:
     arguments.add_argument("--memory-gib", type=float, default=4)
     chosen = arguments.parse_args()
     chosen.spill.mkdir(parents=True, exist_ok=True)
+    chosen.out.mkdir()
     os.environ["POLARS_MAX_THREADS"] = str(chosen.threads)
     os.environ["POLARS_OOC_SPILL_DIR"] = str(chosen.spill)
     os.environ["POLARS_OOC_MEMORY_BUDGET_MB"] = str(round(chosen.memory_gib * 1024))
