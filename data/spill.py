@@ -29,10 +29,8 @@ _COMPRESSED = pa.ipc.IpcWriteOptions(compression="lz4")
 # The order of the files and of the rows in them stands for the position.
 _SPILLED = {name: dtype for name, dtype in CHECKED_SCHEMA.items() if name != "position"}
 _CACHED_ROWS = 65_536  # of which the hashes and places stay in a core's cache
-# What one byte makes of a CRC-32: of each byte the remainder by the polynomial.
-_CRC_OF_BYTE = np.arange(256, dtype=np.uint32)
-for _ in range(8):
-    _CRC_OF_BYTE = (_CRC_OF_BYTE >> 1) ^ np.where(_CRC_OF_BYTE & 1, np.uint32(0xEDB88320), np.uint32(0))
+# What a CRC-32 becomes that ends in this byte, its other bytes zero.
+_CRC_OF_BYTE = np.array([zlib.crc32(bytes([byte ^ 255])) ^ 0xFF000000 for byte in range(256)], np.uint32)
 # Polars itself has offsets of 64 bits, which hardly compress.
 _SPILL_SCHEMA = pa.schema(
     [
@@ -90,7 +88,8 @@ def _crc32(user_ids: pl.Series) -> npt.NDArray[np.uint32]:
 
 
 def _with_byte(crc_E: npt.NDArray[np.uint32], byte_E: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
-    return _CRC_OF_BYTE[(crc_E ^ byte_E) & 255] ^ (crc_E >> 8)
+    result: npt.NDArray[np.uint32] = _CRC_OF_BYTE[(crc_E ^ byte_E) & 255] ^ (crc_E >> 8)
+    return result
 
 
 def spill_fragment(number: int, parts: dict[str, Any], plan: Plan) -> dict[str, Any]:
