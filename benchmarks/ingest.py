@@ -170,10 +170,9 @@ def _peaks(watch: Watch) -> dict[str, Any]:
 
 
 def _ray_processes() -> dict[str, list[int]]:
-    """Workers (also idle ones), this process, and the rest of Ray: raylet, control store, agents."""
-    started = list(descendants(os.getpid()))
-    workers = [process for process in started if title(process).startswith("ray::")]
-    return {"workers": workers, "driver": [os.getpid()], "ray": sorted({*started} - {*workers})}
+    """Workers, also idle ones, and this process; what serves a Ray session besides is left out."""
+    workers = [process for process in descendants(os.getpid()) if title(process).startswith("ray::")]
+    return {"workers": workers, "driver": [os.getpid()]}
 
 
 if __name__ == "__main__":

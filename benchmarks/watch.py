@@ -5,11 +5,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-_SECONDS_BETWEEN = 0.2
+_SECONDS_BETWEEN = 1.0  # the kernel takes up to 10 ms to add up the pages of a process
 
 
 class Watch:
-    """Samples five times a second; a context.
+    """Samples once a second; a context.
 
     Memory is PSS, so what processes share (the object store, mapped files) is counted once among them.
 
@@ -23,8 +23,12 @@ class Watch:
     """
 
     def __init__(
-        self, processes: Callable[[], dict[str, list[int]]], directories: Callable[[], Iterable[Path]]
+        self,
+        processes: Callable[[], dict[str, list[int]]],
+        directories: Callable[[], Iterable[Path]],
+        seconds_between: float = _SECONDS_BETWEEN,
     ) -> None:
+        self._seconds_between = seconds_between
         self._processes = processes
         self._directories = directories
         self._ended = threading.Event()
@@ -47,7 +51,7 @@ class Watch:
         return {name: sum(last - first for first, last in each.values()) for name, each in self._cpu_seconds.items()}
 
     def _sample(self) -> None:
-        while not self._ended.wait(_SECONDS_BETWEEN):
+        while not self._ended.wait(self._seconds_between):
             for name, processes in self._processes().items():
                 found = sum(proportional_bytes(process) for process in processes)
                 self.peak_bytes[name] = max(self.peak_bytes.get(name, 0), found)

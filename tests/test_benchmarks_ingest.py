@@ -39,7 +39,8 @@ def test_a_log_that_stands_is_not_written_again(tmp_path: Path) -> None:
 
 def test_the_watch_sees_the_memory_and_the_files_of_its_block(tmp_path: Path) -> None:
     before = proportional_bytes(os.getpid())
-    with Watch(lambda: {"this": [os.getpid()], "gone": [2**22 + 1]}, lambda: [tmp_path, tmp_path / "missing"]) as watch:
+    processes = {"this": [os.getpid()], "gone": [2**22 + 1]}
+    with Watch(lambda: processes, lambda: [tmp_path, tmp_path / "missing"], seconds_between=0.1) as watch:
         held = bytearray(b"x") * 50_000_000
         (tmp_path / "spilled").write_bytes(held[:1000])
         time.sleep(0.6)  # a few samples
