@@ -117,7 +117,7 @@ def spill_fragment(number: int, parts: dict[str, Any], plan: Plan) -> dict[str, 
         items.append(good["item_id"].unique())
         hours.append(good["timestamp"] // (NANOSECONDS * BIN_SECONDS))
         if good.height:
-            _write_buckets(good, plan.spill / f"rows-{number:06d}-{chunk:04d}.arrow", plan.num_buckets)
+            _write_buckets(good, plan.spill / f"rows-{number:09d}-{chunk:06d}.arrow", plan.num_buckets)
     pl.concat(items).unique().to_frame("item_id").write_parquet(plan.spill / f"items-{number:06d}.parquet")
     counted = pl.concat(hours).alias("hour").value_counts(name="events")
     counted.write_parquet(plan.spill / f"hours-{number:06d}.parquet")
