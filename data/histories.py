@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -48,27 +49,31 @@ def build_histories(
         actions: the action of code 1, 2, ...
         shard: number of the shard, for `user_key`.
     """
-    kept = _distinct(events) if rules.duplicates == "drop" else events
-    num_distinct = kept.height
-    kept = kept.filter(pl.len().over("user_id") >= rules.min_user_events)
-    keys = ["timestamp", "order", "position"] if rules.sort == "time" else ["order", "position"]
-    kept = kept.sort("user_id", *keys).join(item_rows, on="item_id", how="left", maintain_order="left")
-    kept = kept.with_row_index("row").with_columns(
-        time=pl.col("timestamp") // NANOSECONDS,
-        action_code=_codes(kept["action"], actions),
-        request=_request_ordinals(),
-    )
-    starts = np.flatnonzero(kept["user_id"].ne_missing(kept["user_id"].shift()).to_numpy()).astype(np.int64)
-    offsets_B1 = np.append(starts, kept.height).astype(np.int64)
-    times_E = kept["time"].to_numpy()
+    found = _without_stored(events.sort("position")) if rules.duplicates == "drop" else events.sort("position")
+    users = found["user_id"].unique().sort()
+    user_E = found["user_id"].cast(pl.Enum(users)).to_physical().to_numpy()
+    order_E, num_distinct = _history_order(found, user_E, rules)
+    num_events_U = np.bincount(user_E[order_E], minlength=len(users))
+    order_E = order_E[num_events_U[user_E[order_E]] >= rules.min_user_events]
+    kept_U = num_events_U >= max(rules.min_user_events, 1)
+    offsets_B1 = np.append(0, num_events_U[kept_U].cumsum()).astype(np.int64)
+    rows = found.select("item_id").join(item_rows, on="item_id", how="left", maintain_order="left")["item_row"]
+    lists = {
+        "items": rows.gather(order_E),
+        "times": found["timestamp"].gather(order_E) // NANOSECONDS,
+        "actions": _codes(found["action"], actions).gather(order_E),
+        "requests": pl.Series(_request_ordinals(found.select("request_id", stored=_STORED)[order_E], offsets_B1)),
+        "weights": found["weight"].gather(order_E),
+    }
+    times_E = lists["times"].to_numpy()
     if rules.cuts is None:
         parts = last_out(np.diff(offsets_B1), rules.test_events)
     else:
         parts = by_time(times_E, offsets_B1, validation_start=rules.cuts[0], test_start=rules.cuts[1])
     return BuiltHistories(
-        table=_history_table(kept, offsets_B1, parts, shard),
+        table=_history_table(users.filter(pl.Series(kept_U)), lists, offsets_B1, parts, shard),
         duplicates=events.height - num_distinct,
-        dropped_by_filter=num_distinct - kept.height,
+        dropped_by_filter=num_distinct - len(order_E),
     )
 
 
@@ -97,7 +102,7 @@ def joined_histories(histories: pa.Table, others: pa.Table, *, shard: int) -> pa
     return joined.set_column(place, HISTORY_SCHEMA.field(place), _user_keys(shard, len(joined)))
 
 
-def stored_events(histories: pa.Table, item_ids: Sequence[str], actions: Sequence[str]) -> pl.DataFrame:
+def stored_events(histories: pa.Table, item_ids: Sequence[str] | pl.Series, actions: Sequence[str]) -> pl.DataFrame:
     """The events of finished histories as rows of a log, to be built again together with new ones.
 
     Their positions are below zero, which sets them apart: of equal times they stand first, in their order. What a
@@ -128,58 +133,96 @@ def stored_events(histories: pa.Table, item_ids: Sequence[str], actions: Sequenc
 
 def shard_item_facts(histories: pa.Table) -> pa.Table:
     """`item_row` of every item in some histories, how often it is in their training part, and when it is first seen."""
-    columns = ("items", "times")
-    of_users = pl.DataFrame(histories.select([*columns, "num_train"]))
-    events = of_users.with_columns(place=pl.int_ranges(pl.col("items").list.len())).explode(*columns, "place")
-    facts = events.group_by(pl.col("items").alias("item_row")).agg(
-        (pl.col("place") < pl.col("num_train")).sum().cast(pl.Int64).alias(TRAIN_EVENTS),
-        pl.col("times").min().alias(FIRST_SEEN),
-    )
-    return facts.sort("item_row").to_arrow()
+    items, times = (pl.Series(pc.list_flatten(histories.column(name))) for name in ("items", "times"))
+    lengths_B = pc.list_value_length(histories.column("items")).to_numpy()
+    place_E = np.arange(len(items)) - np.repeat(np.cumsum(lengths_B) - lengths_B, lengths_B)
+    in_training = place_E < np.repeat(histories.column("num_train").to_numpy(), lengths_B)
+    events = pl.DataFrame({"item_row": items.cast(pl.Int64), "train": in_training, "time": times})
+    counted = [pl.col("train").sum().cast(pl.Int64).alias(TRAIN_EVENTS), pl.col("time").min().alias(FIRST_SEEN)]
+    return events.group_by("item_row").agg(counted).sort("item_row").to_arrow()
 
 
 _STORED = pl.col("position") < 0
 
 
-def _distinct(events: pl.DataFrame) -> pl.DataFrame:
-    """New events that differ in a log column, and from stored ones in what is stored of them; all stored ones."""
-    compared = [name for name in events.columns if name != _NOT_COMPARED]
-    stored, new = events.filter(_STORED), events.filter(~_STORED).sort("position")
-    new = new.unique(subset=compared, keep="first", maintain_order=True)
+def _without_stored(events: pl.DataFrame) -> pl.DataFrame:
+    """The events without new ones that equal a stored one in what is stored of it."""
+    stored = events.filter(_STORED)
+    if not stored.height:
+        return events
     kept = pl.col("user_id", "item_id", "action", "weight"), pl.col("timestamp") // NANOSECONDS
-    return pl.concat([stored, new.join(stored, on=kept, how="anti", nulls_equal=True)])
+    new = events.filter(~_STORED).join(stored, on=kept, how="anti", nulls_equal=True, maintain_order="left")
+    return pl.concat([stored, new])
+
+
+def _history_order(found: pl.DataFrame, user_E: npt.NDArray[Any], rules: HistoryRules) -> tuple[IntArray, int]:
+    """Places of the events, history after history, duplicates left out, and how many there are.
+
+    Args:
+        found: events in log order; user_E: number of the user of each.
+    """
+    keys = [user_E]
+    if rules.sort == "time":
+        keys.append(found["timestamp"].to_numpy())
+    if found["order"].null_count() < found.height:  # nulls come first
+        keys += [found["order"].is_not_null().to_numpy(), found["order"].fill_null(0).to_numpy()]
+    order_E = np.lexsort(keys[::-1])  # stable, so that the log order breaks ties
+    if rules.duplicates == "keep":
+        return order_E, len(order_E)
+    # Equal events are equal in the keys, so only among those that are must all columns be compared.
+    tied_E = np.zeros(len(order_E) + 1, bool)
+    tied_E[1:-1] = np.logical_and.reduce([key[order_E[1:]] == key[order_E[:-1]] for key in keys])
+    compared = np.flatnonzero(tied_E[:-1] | tied_E[1:])
+    columns = [name for name in found.columns if name != _NOT_COMPARED]
+    itself = pl.when(_STORED).then(_NOT_COMPARED).alias("itself")  # no stored event equals another
+    firsts = found[order_E[compared]].select(pl.struct(*columns, itself).is_first_distinct()).to_series()
+    order_E = np.delete(order_E, compared[~firsts.to_numpy()])
+    return order_E, len(order_E)
 
 
 def _codes(actions: pl.Series, names: list[str]) -> pl.Series:
-    codes = pl.DataFrame(
-        {"action": pl.Series(names, dtype=pl.String), "code": pl.Series(range(1, len(names) + 1), dtype=pl.Int16)}
-    )
-    found = actions.to_frame("action").join(codes, on="action", how="left", maintain_order="left")
-    return found["code"].fill_null(0)
+    return (actions.cast(pl.Enum(names)).to_physical().cast(pl.Int16) + 1).fill_null(0)
 
 
-def _request_ordinals() -> pl.Expr:
-    """Requests of each user numbered from 0 by first appearance; -1 where there is none."""
-    first = pl.col("row").min().over("user_id", _STORED, "request_id")
-    given = pl.when(pl.col("request_id").is_not_null()).then(first)
-    return given.rank("dense").over("user_id").cast(pl.Int64).sub(1).fill_null(-1).cast(pl.Int32)
+def _request_ordinals(requests: pl.DataFrame, offsets_B1: IntArray) -> npt.NDArray[np.int32]:
+    """Requests of each history numbered from 0 by first appearance; -1 where there is none.
+
+    Args:
+        requests: `request_id` of each event, and whether it is `stored`: a stored ordinal is no new event's id.
+    """
+    lengths_B = np.diff(offsets_B1)
+    changed = pl.any_horizontal(pl.all().ne_missing(pl.all().shift()))
+    changes_E = requests.select(changed).to_series().to_numpy().copy()
+    changes_E[offsets_B1[:-1]] = True
+    # A run of events of one request is looked at once: there are fewer of them.
+    starts_R = np.flatnonzero(changes_E)
+    history_R = np.repeat(np.arange(len(lengths_B)), lengths_B)[starts_R]
+    runs = requests[starts_R].with_columns(history=history_R, run=np.arange(len(starts_R)))
+    first_R = runs.select(pl.col("run").min().over("history", "stored", "request_id")).to_series().to_numpy()
+    given_R = runs["request_id"].is_not_null().to_numpy()
+    opened_R = np.append(0, (given_R & (first_R == np.arange(len(first_R)))).cumsum())  # before each run
+    before_R = opened_R[np.searchsorted(starts_R, offsets_B1[:-1])][history_R]
+    ordinal_R = np.where(given_R, opened_R[first_R] - before_R, -1).astype(np.int32)
+    return np.repeat(ordinal_R, np.diff(np.append(starts_R, len(requests))))
 
 
 def _history_table(
-    events: pl.DataFrame, offsets_B1: IntArray, parts: tuple[IntArray, IntArray, IntArray], shard: int
+    users: pl.Series,
+    lists: dict[str, pl.Series],
+    offsets_B1: IntArray,
+    parts: tuple[IntArray, IntArray, IntArray],
+    shard: int,
 ) -> pa.Table:
-    num_users = len(offsets_B1) - 1
     columns: dict[str, pa.Array] = {
-        "user_id": events["user_id"].gather(offsets_B1[:-1]).to_arrow().cast(pa.string()),
-        "user_key": _user_keys(shard, num_users),
+        "user_id": users.to_arrow().cast(pa.string()),
+        "user_key": _user_keys(shard, len(users)),
         "num_train": pa.array(parts[0].astype(np.int32)),
         "num_validation": pa.array(parts[1].astype(np.int32)),
         "num_test": pa.array(parts[2].astype(np.int32)),
     }
-    lists = {"items": "item_row", "times": "time", "actions": "action_code", "requests": "request", "weights": "weight"}
-    for name, source in lists.items():
-        values = events[source].to_arrow().cast(HISTORY_SCHEMA.field(name).type.value_type)
-        columns[name] = pa.ListArray.from_arrays(pa.array(offsets_B1.astype(np.int32)), values)
+    for name, values in lists.items():
+        of_type = values.to_arrow().cast(HISTORY_SCHEMA.field(name).type.value_type)
+        columns[name] = pa.ListArray.from_arrays(pa.array(offsets_B1.astype(np.int32)), of_type)
     return pa.table({field.name: columns[field.name] for field in HISTORY_SCHEMA}, schema=HISTORY_SCHEMA)
 
 

@@ -50,7 +50,7 @@ from data.spill import Plan, hash_file, spill_fragment, times_in_bin, write_buck
 from data.splits import bin_of_rank, cut_rank
 from data.storage import MANIFEST, directory_hashes, link_or_copy, published_directory, write_json
 
-_BUCKET_BYTES = 64 * 2**20
+_BUCKET_BYTES = 16 * 2**20
 _MIN_BUCKETS = 8
 _MAX_BUCKETS = 4096
 _MAX_TASKS = 1024

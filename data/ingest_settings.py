@@ -109,7 +109,7 @@ class IngestSettings(Settings):
     )
     max_id_bytes: int = Field(256, ge=1, description="longest id or action allowed, bytes of UTF-8")
     num_buckets: int | None = Field(
-        None, ge=1, le=2**20, description="history shards; by default one per 64 MiB of log, at least 8"
+        None, ge=1, le=2**20, description="history shards; by default one per 16 MiB of log, at least 8"
     )
     users_per_row_group: int = Field(
         2000, ge=1, description="users in one Parquet row group; training ranks share a shard by row groups"

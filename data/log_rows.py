@@ -88,7 +88,9 @@ def _parquet_rows(fragment: Fragment) -> Iterator[RawRows]:
         names = list(fragment.columns.values())
         for name, column in fragment.columns.items():
             _check_type(fragment, name, file.schema_arrow.field(column).type)
-        batches = file.iter_batches(CHUNK_ROWS, row_groups=list(fragment.row_groups), columns=names)
+        # On the task's own thread: other tasks have the other cores, and Arrow's threads cost more than they save.
+        groups = list(fragment.row_groups)
+        batches = file.iter_batches(CHUNK_ROWS, row_groups=groups, columns=names, use_threads=False)
         for batch in batches:
             table = pa.table({name: batch.column(column) for name, column in fragment.columns.items()})
             yield RawRows(pl.DataFrame(table), range(first, first + len(table)))
@@ -218,28 +220,41 @@ def check_rows(raw: RawRows, fragment: Fragment, rules: RowRules) -> tuple[pl.Da
         else:
             columns[name], reason = _texts(name, values, rules.max_id_bytes)
         reasons.append(reason)
-    row = pl.Series("row", raw.row, dtype=pl.Int64)
+    row = pl.int_range(raw.row.start, raw.row.stop, eager=True) if isinstance(raw.row, range) else pl.Series(raw.row)
+    row = row.cast(pl.Int64).alias("row")
     checked = pl.DataFrame({**columns, "position": row + fragment.file.index * _POSITIONS_PER_FILE})
-    numbered = pl.DataFrame([part.alias(str(number)) for number, part in enumerate(reasons)])
-    first_reason = numbered.select(pl.coalesce(pl.all())).to_series()
-    good = first_reason.is_null()
-    refused = _rejected(fragment, frame.filter(~good), row.filter(~good), first_reason.filter(~good))
     lines = [(fragment.file.location, *line) for line in raw.malformed]
-    malformed = pl.DataFrame(lines, schema=REJECTED_SCHEMA, orient="row")
-    return checked.filter(good), pl.concat([refused, malformed]).sort("row")
+    refused = pl.DataFrame(lines, schema=REJECTED_SCHEMA, orient="row")
+    numbered = [part.alias(str(number)) for number, part in enumerate(reasons) if part.null_count() < frame.height]
+    if not numbered:
+        return checked, refused
+    first_reason = pl.DataFrame(numbered).select(pl.coalesce(pl.all())).to_series()
+    good = first_reason.is_null()
+    rejected = _rejected(fragment, frame.filter(~good), row.filter(~good), first_reason.filter(~good))
+    return checked.filter(good), pl.concat([rejected, refused]).sort("row")
 
 
 def _texts(name: str, values: pl.Series, max_bytes: int) -> tuple[pl.Series, pl.Series]:
     """Ids must stand there; an empty action or request id means none."""
     text = values.cast(pl.String)
-    empty = (text.str.strip_chars() == "").fill_null(True)
-    frame = pl.DataFrame({"text": text, "empty": empty})
-    too_long = pl.when(pl.col("text").str.len_bytes() > max_bytes).then(pl.lit(f"{name} is longer than allowed"))
+    # Only what begins outside the visible ASCII can be nothing but white space; a comparison is cheaper than stripping.
+    empty = ((text < "!") | (text > "~")).fill_null(True)
+    if empty.any():
+        empty = (text.str.strip_chars() == "").fill_null(True)
+    too_long = (text.str.len_bytes() > max_bytes).fill_null(False)
     if name in ("user_id", "item_id"):
-        reason = pl.when(pl.col("empty")).then(pl.lit(f"{name} is empty")).otherwise(too_long)
-        return text, frame.select(reason).to_series()
-    kept = frame.select(pl.when(~pl.col("empty")).then(pl.col("text"))).to_series()
-    return kept, frame.select(too_long).to_series()
+        return text, _first_reason((empty, f"{name} is empty"), (too_long, f"{name} is longer than allowed"))
+    kept = text.set(empty, None) if empty.any() else text
+    return kept, _first_reason((too_long, f"{name} is longer than allowed"))
+
+
+def _first_reason(*cases: tuple[pl.Series, str]) -> pl.Series:
+    """Of the cases that hold in a row the text of the first; null where none does."""
+    reason = pl.repeat(None, len(cases[0][0]), dtype=pl.String, eager=True)
+    for holds, text in reversed(cases):
+        if holds.any():
+            reason = reason.set(holds, text)
+    return reason
 
 
 def _weights(values: pl.Series) -> tuple[pl.Series, pl.Series]:

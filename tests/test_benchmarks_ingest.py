@@ -1,0 +1,63 @@
+"""The generated log, the watch over memory and disk, and the hash that ingest takes over many users at once."""
+
+import os
+import time
+from pathlib import Path
+
+import polars as pl
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.peers.process import PINS, read_pins
+from benchmarks.simulated_log import LogSize, write_log
+from benchmarks.watch import Watch, descendants, directory_bytes, proportional_bytes
+from data.spill import bucket_of, buckets_of
+
+SIZE = LogSize(events=5_000, users=300, items=200, events_per_shard=1_500)
+
+
+def test_the_log_has_its_size_arrives_in_time_order_and_is_the_same_again(tmp_path: Path) -> None:
+    log = write_log(SIZE, tmp_path)
+    shards = [pl.read_parquet(file) for file in sorted(log.iterdir())]
+    assert [shard.height for shard in shards] == [1_500, 1_500, 1_500, 500]
+    assert all(shard["timestamp"].is_sorted() for shard in shards)
+    assert [shard["timestamp"][0] for shard in shards] == sorted(shard["timestamp"][0] for shard in shards)
+    events = pl.concat(shards)
+    assert events.null_count().sum_horizontal().item() == 0
+    assert events["item_id"].n_unique() <= 200
+    assert events.group_by("request_id").agg(pl.col("user_id").n_unique())["user_id"].max() == 1
+    again = pl.read_parquet(write_log(SIZE, tmp_path / "again") / "*.parquet")
+    assert again.equals(events)
+
+
+def test_a_log_that_stands_is_not_written_again(tmp_path: Path) -> None:
+    log = write_log(SIZE, tmp_path)
+    (log / "mark").touch()
+    assert write_log(SIZE, tmp_path) == log
+    assert (log / "mark").is_file()
+
+
+def test_the_watch_sees_the_memory_and_the_files_of_its_block(tmp_path: Path) -> None:
+    before = proportional_bytes(os.getpid())
+    processes = {"this": [os.getpid()], "gone": [2**22 + 1]}
+    with Watch(lambda: processes, lambda: [tmp_path, tmp_path / "missing"], seconds_between=0.1) as watch:
+        held = bytearray(b"x") * 50_000_000
+        (tmp_path / "spilled").write_bytes(held[:1000])
+        time.sleep(0.6)  # a few samples
+        (tmp_path / "spilled").unlink()
+        del held
+    assert watch.peak_bytes["this"] > before + 40_000_000
+    assert watch.peak_bytes["gone"] == 0
+    assert watch.peak_directory_bytes == 1000
+    assert directory_bytes(tmp_path) == 0
+    assert os.getpid() in set(descendants(os.getppid()))
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), max_size=30), st.integers(1, 9))
+def test_users_hashed_together_have_the_bucket_of_each(users: list[str], num_buckets: int) -> None:
+    found = buckets_of(pl.Series(users, dtype=pl.String), num_buckets)
+    assert found.tolist() == [bucket_of(user, num_buckets) for user in users]
+
+
+def test_the_peers_are_pinned() -> None:
+    assert set(read_pins(PINS / "grouping.txt")) == {"duckdb", "polars", "polars-runtime-32"}
