@@ -106,7 +106,7 @@ def _nodes(chosen: Namespace, log: Path, rounds: int) -> dict[str, Any]:
         for nodes, found in runs.items():
             cluster = ray.cluster_utils.Cluster()
             for _ in range(nodes):
-                cluster.add_node(num_cpus=1)
+                cluster.add_node(num_cpus=1, include_dashboard=False)
             with tempfile.TemporaryDirectory(dir=chosen.out.resolve()) as folder:
                 found.append(_ours(log, Path(folder), start=partial(ray.init, cluster.address, **_QUIET)))
             cluster.shutdown()

@@ -1,4 +1,4 @@
-"""A log of any size, written as fast as a disk takes it; `data.simulate` models users and takes a hundred times longer.
+"""A log of any size, drawn column by column; `data.simulate` models each user, which costs more.
 
 Requests arrive in time order, a shard holding those of one span of time. A request belongs to a user of log-normal
 activity and shows a few items, popular by Zipf's law, seconds apart. Equal arguments give equal files.

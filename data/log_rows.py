@@ -85,13 +85,11 @@ def _parquet_rows(fragment: Fragment) -> Iterator[RawRows]:
     first = fragment.first_row
     with filesystem.open_input_file(path) as source:
         file = pq.ParquetFile(source)
-        names = list(fragment.columns.values())
         for name, column in fragment.columns.items():
             _check_type(fragment, name, file.schema_arrow.field(column).type)
+        names, groups = list(fragment.columns.values()), list(fragment.row_groups)
         # On the task's own thread: other tasks have the other cores, and Arrow's threads cost more than they save.
-        groups = list(fragment.row_groups)
-        batches = file.iter_batches(CHUNK_ROWS, row_groups=groups, columns=names, use_threads=False)
-        for batch in batches:
+        for batch in file.iter_batches(CHUNK_ROWS, row_groups=groups, columns=names, use_threads=False):
             table = pa.table({name: batch.column(column) for name, column in fragment.columns.items()})
             yield RawRows(pl.DataFrame(table), range(first, first + len(table)))
             first += len(table)
@@ -220,8 +218,7 @@ def check_rows(raw: RawRows, fragment: Fragment, rules: RowRules) -> tuple[pl.Da
         else:
             columns[name], reason = _texts(name, values, rules.max_id_bytes)
         reasons.append(reason)
-    row = pl.int_range(raw.row.start, raw.row.stop, eager=True) if isinstance(raw.row, range) else pl.Series(raw.row)
-    row = row.cast(pl.Int64).alias("row")
+    row = pl.Series("row", raw.row, dtype=pl.Int64)
     checked = pl.DataFrame({**columns, "position": row + fragment.file.index * _POSITIONS_PER_FILE})
     lines = [(fragment.file.location, *line) for line in raw.malformed]
     refused = pl.DataFrame(lines, schema=REJECTED_SCHEMA, orient="row")
