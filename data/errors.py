@@ -3,6 +3,7 @@
     FarsightError                 1
     ├── RecipeError               2   settings, overrides, recipe files
     ├── LogError                  3   log shards, catalogues, public data sets
+    │   └── UnreadableFile        3   one log file is damaged, or not what its name says
     ├── DatasetError              3   prepared datasets
     ├── ArtifactError             4   artifacts, indexes and releases
     │   └── ArtifactMismatch      4   two pieces that do not belong together
@@ -34,6 +35,10 @@ class LogError(FarsightError):
     """A log shard, a catalogue or a public data set cannot be read as stated."""
 
     exit_code: ClassVar[int] = 3
+
+
+class UnreadableFile(LogError):
+    """A log file is damaged, or of another format than stated."""
 
 
 class DatasetError(FarsightError):

@@ -35,11 +35,14 @@ from data.ingest_checks import (
     SHARD_COUNTS,
     Report,
     check_order,
+    check_unreadable,
     item_facts,
     known_actions,
+    readable_files,
     reconciled_counts,
     row_rules,
     time_range,
+    without_damaged,
     write_vocabulary,
 )
 from data.ingest_settings import IngestSettings, SplitSettings
@@ -85,7 +88,7 @@ def _ingest(settings: IngestSettings, directory: Path) -> dict[str, Any]:
     locations = [settings.log] if isinstance(settings.log, str) else settings.log
     text = TextFormat(settings.separator, settings.encoding)
     earlier = open_earlier(settings)
-    files = _unread(list_files(locations, settings.format), earlier)
+    files, unreadable = readable_files(_unread(list_files(locations, settings.format), earlier), text)
     fragments = plan_fragments(files, settings.columns, text)
     if fragments:
         check_order(settings, fragments[0])
@@ -99,6 +102,8 @@ def _ingest(settings: IngestSettings, directory: Path) -> dict[str, Any]:
     for part in earlier.quarantine:
         link_or_copy(part, directory / QUARANTINE / part.name)
     first = _mapped(spill_fragment, [asdict(fragment) for fragment in fragments], "reading log", plan=plan)
+    first, damaged = without_damaged(first, fragments, plan)
+    left_out = check_unreadable({**unreadable, **damaged}, settings.max_bad_files)
     read = total(RowTally(**report["tally"]) for report in first)
     check_share(read, settings.max_bad_share)
     vocabulary = write_vocabulary(catalogue, plan, earlier.vocabulary)
@@ -131,6 +136,7 @@ def _ingest(settings: IngestSettings, directory: Path) -> dict[str, Any]:
         "vocabulary_hash": vocabulary.content_hash,
         "num_buckets": num_buckets,
         **_shards(second, directory),
+        "unreadable_files": left_out,
         "log_files": earlier.log_files + [report["log_file"] for report in first if report["log_file"]],
         "settings": settings.model_dump(mode="json"),
     }

@@ -1,7 +1,9 @@
 """What ingest decides between its passes: whether to go on, the vocabulary, and the counts that must agree."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -9,14 +11,16 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.errors import LogError
+from data.errors import LogError, UnreadableFile
 from data.ingest_settings import IngestSettings
-from data.log_files import Fragment
+from data.log_files import Fragment, LogFile, TextFormat, file_columns
 from data.log_rows import RowRules
 from data.row_tally import RowTally
 from data.schema import FIRST_SEEN, TRAIN_EVENTS
 from data.spill import Plan
 from data.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
 
 _MAX_ACTIONS = 2**15 - 1  # action codes are int16
 _DAY_SECONDS = 86_400
@@ -51,6 +55,54 @@ def check_order(settings: IngestSettings, fragment: Fragment) -> None:
 def latest_moment() -> int:
     """Latest time allowed by default, seconds UTC: clocks that run ahead by up to a day are forgiven."""
     return int(time.time()) + _DAY_SECONDS
+
+
+def readable_files(files: Sequence[LogFile], text: TextFormat) -> tuple[list[LogFile], dict[str, str]]:
+    """The files whose header or footer can be read, and of the others by location why they cannot."""
+
+    def reason(file: LogFile) -> str | None:
+        try:
+            if file.size:
+                file_columns(file, text)
+        except UnreadableFile as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        reasons = list(pool.map(reason, files))
+    bad = {file.location: why for file, why in zip(files, reasons, strict=True) if why}
+    return [file for file in files if file.location not in bad], bad
+
+
+def without_damaged(
+    reports: Sequence[Report], fragments: Sequence[Fragment], plan: Plan
+) -> tuple[list[Report], dict[str, str]]:
+    """The reports of the files that could be read to their end, and of the others by location why they could not.
+
+    What the other fragments of a damaged file have spilled is removed: a file goes in whole, or not at all.
+    """
+    pairs = list(zip(fragments, reports, strict=True))
+    bad = {fragment.file.location: report["unreadable"] for fragment, report in pairs if "unreadable" in report}
+    for number, fragment in enumerate(fragments):
+        if fragment.file.location in bad:
+            plan.forget(number)
+    return [report for fragment, report in pairs if fragment.file.location not in bad], bad
+
+
+def check_unreadable(reasons: Mapping[str, str], max_bad_files: int) -> list[str]:
+    """The locations of unreadable files, sorted.
+
+    Raises:
+        LogError: there are more than `max_bad_files`; names them.
+    """
+    if len(reasons) > max_bad_files:
+        raise LogError(
+            "\n".join(reasons.values()) + f"\n{len(reasons)} log files cannot be read, and max_bad_files allows "
+            f"{max_bad_files}. Mend or remove them, or set max_bad_files={len(reasons)} to go on without them"
+        )
+    for why in reasons.values():
+        logger.warning("left out: %s", why)
+    return sorted(reasons)
 
 
 def row_rules(settings: IngestSettings, has_times: bool) -> RowRules:

@@ -104,6 +104,12 @@ class IngestSettings(Settings):
     )
     min_user_events: int = Field(1, ge=1, description="users with fewer events are left out, and counted")
     max_bad_share: float = Field(0.01, ge=0, le=1, description="share of rows that may be refused before the run stops")
+    max_bad_files: int = Field(
+        0,
+        ge=0,
+        description="log files that may be left out because they cannot be read; each is left out whole, is named in "
+        "the manifest, and can go in later, once mended, with ingest.extends",
+    )
     max_time: int | None = Field(
         None, description="latest time allowed, seconds UTC or an ISO date; one day after the run starts by default"
     )

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from data.errors import LogError
+from data.errors import LogError, UnreadableFile
 from data.schema import LOG_OPTIONAL, LOG_REQUIRED
 
 Format = Literal["parquet", "csv", "jsonl"]
@@ -190,7 +190,7 @@ def file_columns(file: LogFile, text: TextFormat) -> list[str]:
     """Column names of a file.
 
     Raises:
-        LogError: the file cannot be read in its format.
+        UnreadableFile: the file cannot be read in its format.
     """
     try:
         if file.format == "parquet":
@@ -203,7 +203,7 @@ def file_columns(file: LogFile, text: TextFormat) -> list[str]:
                 keys.update(dict.fromkeys(_keys(line)))
             return list(keys)
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError, LookupError, EOFError, csv.Error) as error:
-        raise LogError(f"{file.location}: cannot be read as {file.format}: {error}") from None
+        raise UnreadableFile(f"{file.location}: cannot be read as {file.format}: {error}") from None
 
 
 def _keys(line: str) -> list[str]:

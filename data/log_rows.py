@@ -17,7 +17,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.errors import LogError
+from data.errors import LogError, UnreadableFile
 from data.log_files import Fragment, TextFormat, open_text, resolve, split_lines
 from data.log_time import TimeUnit, nanoseconds
 
@@ -66,7 +66,8 @@ def read_fragment(fragment: Fragment, text: TextFormat) -> Iterator[RawRows]:
     """Rows of a fragment in file order, at most `CHUNK_ROWS` at a time.
 
     Raises:
-        LogError: the file cannot be read in its format, or a Parquet column has a wrong type.
+        UnreadableFile: the file cannot be read in its format.
+        LogError: a Parquet column has a wrong type.
     """
     location = fragment.file.location
     try:
@@ -77,7 +78,7 @@ def read_fragment(fragment: Fragment, text: TextFormat) -> Iterator[RawRows]:
         else:
             yield from _json_rows(fragment, text)
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError, EOFError, csv.Error) as error:
-        raise LogError(f"{location}: cannot be read as {fragment.file.format}: {error}") from None
+        raise UnreadableFile(f"{location}: cannot be read as {fragment.file.format}: {error}") from None
 
 
 def _parquet_rows(fragment: Fragment) -> Iterator[RawRows]:
@@ -199,9 +200,7 @@ def check_rows(raw: RawRows, fragment: Fragment, rules: RowRules) -> tuple[pl.Da
     frame = raw.frame
     columns: dict[str, pl.Series] = {}
     reasons: list[pl.Series] = []
-    for name, dtype in CHECKED_SCHEMA.items():
-        if name == "position":
-            continue
+    for name, dtype in list(CHECKED_SCHEMA.items())[:-1]:  # all but the position
         if name not in frame.columns:
             fill = {"timestamp": 0, "weight": 1.0}.get(name)
             columns[name] = pl.repeat(fill, frame.height, dtype=dtype, eager=True)
@@ -241,8 +240,7 @@ def _texts(name: str, values: pl.Series, max_bytes: int) -> tuple[pl.Series, pl.
     too_long = (text.str.len_bytes() > max_bytes).fill_null(False)
     if name in ("user_id", "item_id"):
         return text, _first_reason((empty, f"{name} is empty"), (too_long, f"{name} is longer than allowed"))
-    kept = text.set(empty, None) if empty.any() else text
-    return kept, _first_reason((too_long, f"{name} is longer than allowed"))
+    return (text.set(empty, None) if empty.any() else text), _first_reason((too_long, f"{name} is longer than allowed"))
 
 
 def _first_reason(*cases: tuple[pl.Series, str]) -> pl.Series:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.dataset import HISTORIES, QUARANTINE
-from data.errors import DatasetError
+from data.errors import DatasetError, UnreadableFile
 from data.histories import (
     HistoryRules,
     build_histories,
@@ -73,6 +73,12 @@ class Plan:
         """Make the folders that tasks write into."""
         for folder in (self.directory / HISTORIES, self.directory / QUARANTINE, self.spill):
             folder.mkdir()
+
+    def forget(self, number: int) -> None:
+        """Remove what a fragment has left: it belongs to a file that is left out."""
+        refused = (self.directory / QUARANTINE).glob(f"part-{self.first_part + number:06d}-*")
+        for path in [*self.spill.glob(f"*-{number:09d}[-.]*"), *refused]:
+            path.unlink()
 
 
 @dataclass(frozen=True)
@@ -136,9 +142,17 @@ def spill_fragment(number: int, parts: dict[str, Any], plan: Plan) -> dict[str, 
 
     Returns:
         A `RowTally`, the actions, and what the manifest says of the log file, from the first fragment of each; the
-        distinct items and the events per hour are left in files, because they may be many.
+        distinct items and the events per hour are left in files, because they may be many. Only why it cannot be read
+        (`unreadable`), where it cannot.
     """
     fragment = Fragment(LogFile(**parts.pop("file")), **parts)
+    try:
+        return _spilled(number, fragment, plan)
+    except UnreadableFile as error:
+        return {"unreadable": str(error)}
+
+
+def _spilled(number: int, fragment: Fragment, plan: Plan) -> dict[str, Any]:
     tally = RowTally()
     actions: set[str] = set()
     items = [pl.Series(dtype=pl.String)]
@@ -155,9 +169,9 @@ def spill_fragment(number: int, parts: dict[str, Any], plan: Plan) -> dict[str, 
         hours.append(good["timestamp"] // (NANOSECONDS * BIN_SECONDS))
         if good.height:
             _write_buckets(good, plan.spill / f"rows-{number:09d}-{chunk:06d}.arrow", plan.num_buckets)
-    pl.concat(items).unique().to_frame("item_id").write_parquet(plan.spill / f"items-{number:06d}.parquet")
+    pl.concat(items).unique().to_frame("item_id").write_parquet(plan.spill / f"items-{number:09d}.parquet")
     counted = pl.concat(hours).alias("hour").value_counts(name="events")
-    counted.write_parquet(plan.spill / f"hours-{number:06d}.parquet")
+    counted.write_parquet(plan.spill / f"hours-{number:09d}.parquet")
     file, log_file = fragment.file, None
     if fragment.first_row == 0:
         log_file = {"name": file.location, "size": file.size, "sha256": log_file_hash(file.location)}

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from typing import Any
 from data.errors import FarsightError
 
 MANIFEST = "manifest.json"
+_REMOVALS = 20
 
 
 @contextmanager
@@ -44,7 +46,16 @@ def published_directory(path: str | Path, *, replace: bool = False) -> Iterator[
         aside.rename(final)
         shutil.rmtree(old, ignore_errors=True)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
+
+
+def _remove(directory: Path) -> None:
+    """Remove a directory into which tasks that were under way when another failed may still write a file."""
+    for _ in range(_REMOVALS):
+        shutil.rmtree(directory, ignore_errors=True)
+        if not directory.exists():
+            return
+        time.sleep(0.2)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import data.log_files
 from data.catalogue import merged_catalogue
 from data.dataset import FORMAT_VERSION, KIND, PreparedDataset
 from data.errors import DatasetError, LogError, RecipeError
@@ -266,3 +267,33 @@ def test_a_later_log_without_times_is_refused(chain: Chain, tmp_path: Path) -> N
     (tmp_path / "log.csv").write_text("user_id,item_id,order\n")
     with pytest.raises(LogError, match="no timestamp column, but extends needs times; found user_id, item_id, order"):
         run(recipe(tmp_path / "log.csv", tmp_path / "out", extends=str(chain.folder / "0")))
+
+
+@pytest.mark.ray
+def test_a_damaged_file_is_left_out_whole_by_name_and_goes_in_once_it_is_mended(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data.log_files, "_FRAGMENT_ROWS", 1)  # one fragment for each row group
+    (log := tmp_path / "log").mkdir()
+    files = [log / f"{name}.parquet" for name in ("damaged", "cut", "whole")]
+    for number, file in enumerate(files):
+        events = [{"user_id": f"u{n % 7}", "item_id": f"i{n % 5}", "timestamp": START + n + number} for n in range(40)]
+        pq.write_table(pa.Table.from_pylist(events), file, row_group_size=20)
+    mended = [file.read_bytes() for file in files]
+    page = pq.ParquetFile(files[0]).metadata.row_group(1).column(0).dictionary_page_offset
+    files[0].write_bytes(mended[0][:page] + b"\xff" * 40 + mended[0][page + 40 :])  # of its second row group
+    files[1].write_bytes(mended[1][:-30])
+    with pytest.raises(LogError, match=r"(?s)(?=.*damaged.parquet)(?=.*cut.parquet).*set max_bad_files=2 to go on"):
+        run(recipe(log, tmp_path / "out"))
+    run(recipe(log, tmp_path / "out", max_bad_files=2))
+    run(recipe(files[2], tmp_path / "alone"))
+    out, alone = PreparedDataset.open(tmp_path / "out"), PreparedDataset.open(tmp_path / "alone")
+    assert out.manifest["unreadable_files"] == sorted(map(str, files[:2]))
+    assert [file["name"] for file in out.manifest["log_files"]] == [str(files[2])]
+    assert out.manifest["counts"] == alone.manifest["counts"]
+    assert out.vocabulary().item_ids == alone.vocabulary().item_ids
+    assert pa.concat_tables(out.history_tables()).equals(pa.concat_tables(alone.history_tables()))
+    for file, content in zip(files, mended, strict=True):
+        file.write_bytes(content)
+    run(recipe(log, tmp_path / "all", extends=str(tmp_path / "out")))
+    assert PreparedDataset.open(tmp_path / "all").manifest["counts"]["events_read"] == 120
