@@ -2,12 +2,12 @@
 
     python -m benchmarks.scaling --json FILE
 
-`coefficients`: measured with the project's own code, small (a simulated log of 400,000 events, ids drawn at the
-stated scale; tables, indexes and files of some hundred thousand rows). Seconds are CPU seconds. `terms`: what the stated
-scale takes. `breaks`: what gives way, the earliest first, against the machines of `scale`, which are assumptions.
+`coefficients`: measured with the project's own code, small (a simulated log of 400,000 events, ids drawn at the stated
+scale; tables, indexes and files of some hundred thousand rows). Seconds are CPU seconds. `terms`: what the stated scale
+takes. `breaks`: what gives way, the earliest first, against the machines of `scale`, which are assumptions.
 
 Nothing of a GPU is measured: tokens/s and GB/s are what would be needed. Beyond the sizes measured, figures are
-extrapolated: a flat search is linear in items; an ivf with 4 sqrt(items) lists and fixed probes grows as the square root
+extrapolated: a flat search is linear in items; an ivf of 4 sqrt(items) lists and fixed probes grows as the square root
 of items (`ivf_query_ratio` and `ivf_query_ratio_expected` compare that between two sizes); its recall is not kept.
 """
 

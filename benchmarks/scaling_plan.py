@@ -1,4 +1,4 @@
-"""The arithmetic of `benchmarks.scaling`: from measured coefficients to what a stated scale takes, and to what breaks."""
+"""The arithmetic of `benchmarks.scaling`: from coefficients to what a stated scale takes, and to what breaks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ DAY_SECONDS = 86_400
 # Of the code, not of this page: `data.ingest`, `data.log_rows`, `data.stream`, `evaluate.users_per_batch`.
 BUCKETS, FRAGMENT_ROWS, WINDOWS_PER_BUFFER, VALIDATION_USERS = 4096, 500_000, 16_384, 256
 WINDOW_NAME_BYTES = 16
-# Scores twice (all queries, and by target), row comparisons, and what is above each target: `trainer.sharded_evaluation`.
+# `trainer.sharded_evaluation`: scores twice (by query and by target), and comparisons.
 BYTES_PER_SCORE = 4 + 4 + 3
 
 Coefficients = Mapping[str, float]
@@ -30,6 +30,8 @@ class Scale:
     host_gib: float = 512
     host_cores: int = 64
     host_gpus: int = 8
+    serving_cores: int = 1024
+    text_bytes: float = 40  # of an item in the longest column of the catalogue
     gpu_gib: float = 80
 
     @property
@@ -126,39 +128,67 @@ def serving(scale: Scale, known: Coefficients) -> list[Row]:
 
 def breaks(scale: Scale, known: Coefficients, gpus: int) -> list[Row]:
     """What gives way, the earliest first: at which size, and how many times the stated scale that is."""
-    per_fragment = known["vocabulary_driver_seconds_per_item"] * known["distinct_items_per_fragment"]
-    gpu = scale.gpu_gib * GIB / 2  # the other half is for activations
-    worker = scale.host_gib * GIB / scale.host_gpus
-    cells = FRAGMENT_ROWS * known["spill_bytes_per_event"] / known["cell_bytes"]
-    task_events = scale.core_bytes / known["bucket_peak_bytes_per_event"]
-    cores = 1024.0
-    found = [
-        ("ingest: a bucket is more than a core's memory", "events", task_events * BUCKETS),
-        ("ingest: with as many buckets as that needs, spill is half cells", "events", task_events * cells),
-        ("ingest: vocabulary is more than a core's memory", "items", scale.core_bytes / known["vocabulary_task_bytes_per_item"]),
-        ("ingest: driver merges items of fragments for a day", "events", DAY_SECONDS / per_fragment * FRAGMENT_ROWS),
-        ("ingest: 32-bit offsets of a bucket's lists", "events", 2**31 * BUCKETS),
-        ("ingest: 32-bit offsets of a catalogue column of 40 bytes an item", "items", 2**31 / 40),
-        ("resume: position is more than a worker's share of its host", "events", worker / WINDOW_NAME_BYTES * scale.length),
-        ("resume: leaving out what was done takes a day", "events", _resume_events(scale, known, gpus)),
-        ("training: a worker's thread is 10% batches", "events", 0.1 / known["collate_seconds_per_event"] * gpus * DAY_SECONDS),
-        ("training: replicated table is half a GPU", "items", gpu / (16 * scale.width)),
-        ("training: sharded table (lazy_adam_fp32) is half a GPU", "items", gpu * gpus / known["lazy_adam_fp32_bytes_per_row"]),
-        ("validation: scores are half a GPU", "items", gpu * gpus / VALIDATION_USERS / BYTES_PER_SCORE),
-        ("farsight index: more than a host's memory", "items", scale.host_gib * GIB / (16 * scale.width)),
-        ("serving: a replica a core is more than a host's memory", "items", scale.core_bytes / replica_bytes(scale, known)),
-        ("serving: flat search takes 1,024 cores", "items", cores / scale.requests / known["flat_query_seconds"] * known["index_items"]),
-        ("serving: ivf search takes 1,024 cores", "items", (cores / scale.requests / known["ivf_query_seconds"]) ** 2 * known["index_items"]),
-    ]  # fmt: skip
+    by_events = {
+        **_ingest_events(scale, known),
+        "resume: leaving out what was done takes a day": _resume_events(scale, known, gpus),
+        "resume: position is more than a worker's share of its host": (
+            scale.host_gib * GIB / scale.host_gpus / WINDOW_NAME_BYTES * scale.length
+        ),
+        "training: batches are 10% of a worker's thread": (
+            0.1 / known["collate_seconds_per_event"] * gpus * DAY_SECONDS
+        ),
+    }
+    by_items = {**_table_items(scale, known, gpus), **_host_items(scale, known), **_search_items(scale, known)}
     rows = [
         {"what": what, "grows_with": size, "at": at, "times_stated_scale": at / getattr(scale, size)}
-        for what, size, at in found
+        for size, found in (("events", by_events), ("items", by_items))
+        for what, at in found.items()
     ]
-    return sorted(rows, key=lambda row: float(row["times_stated_scale"]))
+    return sorted(rows, key=lambda row: row["times_stated_scale"])
+
+
+def _ingest_events(scale: Scale, known: Coefficients) -> dict[str, float]:
+    task_events = scale.core_bytes / known["bucket_peak_bytes_per_event"]
+    cells = FRAGMENT_ROWS * known["spill_bytes_per_event"] / known["cell_bytes"]
+    fragment_seconds = known["vocabulary_driver_seconds_per_item"] * known["distinct_items_per_fragment"]
+    return {
+        "ingest: a bucket is more than a core's memory": task_events * BUCKETS,
+        "ingest: with as many buckets as that needs, spill is half cells": task_events * cells,
+        "ingest: driver merges the items of fragments for a day": DAY_SECONDS / fragment_seconds * FRAGMENT_ROWS,
+        "ingest: 32-bit offsets of a bucket's lists": 2**31 * BUCKETS,
+    }
+
+
+def _table_items(scale: Scale, known: Coefficients, gpus: int) -> dict[str, float]:
+    """Half of a GPU; the other half is for activations."""
+    half = scale.gpu_gib * GIB / 2
+    return {
+        "training: replicated table is half a GPU": half / (16 * scale.width),
+        "training: sharded table (lazy_adam, fp32) is half a GPU": half * gpus / known["lazy_adam_fp32_bytes_per_row"],
+        "validation: scores are half a GPU": half * gpus / VALIDATION_USERS / BYTES_PER_SCORE,
+    }
+
+
+def _host_items(scale: Scale, known: Coefficients) -> dict[str, float]:
+    return {
+        "ingest: vocabulary is more than a core's memory": scale.core_bytes / known["vocabulary_task_bytes_per_item"],
+        "ingest: 32-bit offsets of a catalogue column": 2**31 / scale.text_bytes,
+        "farsight index: vectors are more than a host's memory": scale.host_gib * GIB / (16 * scale.width),
+        "serving: a replica for each core is more than a host's memory": scale.core_bytes / replica_bytes(scale, known),
+    }
+
+
+def _search_items(scale: Scale, known: Coefficients) -> dict[str, float]:
+    """Items at which a query of each kind takes what the cores have for it."""
+    times = {kind: scale.serving_cores / scale.requests / known[f"{kind}_query_seconds"] for kind in ("flat", "ivf")}
+    return {
+        f"serving: flat search takes {scale.serving_cores:,} cores": times["flat"] * known["index_items"],
+        f"serving: ivf search takes {scale.serving_cores:,} cores": times["ivf"] ** 2 * known["index_items"],
+    }
 
 
 def query_seconds(kind: str, items: float, known: Coefficients) -> float:
-    """Of one core. A flat scan is linear; an ivf has 4 sqrt(items) lists, so centroids and probed items grow as sqrt."""
+    """Of one core. A flat scan is linear; an ivf of 4 sqrt(items) lists has centroids and probed items that grow so."""
     return known[f"{kind}_query_seconds"] * (items / known["index_items"]) ** (1 if kind == "flat" else 0.5)
 
 
