@@ -138,7 +138,7 @@ def _indexes(folder: Path, width: int, sizes: tuple[int, int]) -> Figures:
             built = cpu_seconds(lambda: began.update(index=build_index(build_from, settings)))  # noqa: B023
             index = began["index"]
             index.search(queries, 100)
-            seconds.append(cpu_seconds(lambda: index.search(queries, 100), 5) / REQUESTS)  # noqa: B023
+            seconds.append(cpu_seconds(lambda: index.search(queries, 100), 10) / REQUESTS)  # noqa: B023
         path = folder / f"{kind}.faiss"
         write_index(index, str(path))
         figures[f"{kind}_bytes_per_vector"] = path.stat().st_size / sizes[1]
@@ -155,7 +155,7 @@ def _model(width: int, length: int) -> Figures:
     batch = random_batch(REQUESTS, length)
     with torch.inference_mode():
         retriever.query_vectors(batch)
-        return {"model_seconds_per_request": cpu_seconds(lambda: retriever.query_vectors(batch), 3) / REQUESTS}
+        return {"model_seconds_per_request": cpu_seconds(lambda: retriever.query_vectors(batch), 10) / REQUESTS}
 
 
 if __name__ == "__main__":
