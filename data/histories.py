@@ -49,7 +49,9 @@ def build_histories(
         actions: the action of code 1, 2, ...
         shard: number of the shard, for `user_key`.
     """
-    found = _without_stored(events.sort("position")) if rules.duplicates == "drop" else events.sort("position")
+    found = events.sort("position")
+    if rules.duplicates == "drop":
+        found = _without_stored(found)
     users = found["user_id"].unique().sort()
     user_E = found["user_id"].cast(pl.Enum(users)).to_physical().to_numpy()
     order_E, num_distinct = _history_order(found, user_E, rules)
