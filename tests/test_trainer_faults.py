@@ -100,32 +100,32 @@ def _wait_for(condition: Any, what: str) -> Any:
 
 
 @pytest.mark.ray
-def test_the_same_command_finishes_the_run_of_a_killed_driver_though_its_controller_is_killed_too(
-    tmp_path: Path,
-) -> None:
-    file, ray_folder = tmp_path / "recipe.yaml", Path(os.environ["RAY_TMPDIR"], "d")
+def test_the_same_command_finishes_the_run_of_a_killed_controller_and_of_a_killed_driver(tmp_path: Path) -> None:
+    file, ray_folder, run = tmp_path / "recipe.yaml", Path(os.environ["RAY_TMPDIR"], "d"), tmp_path / "run"
     ray_folder.mkdir(exist_ok=True)
-    settings = recipe(tmp_path)
-    file.write_text(yaml.safe_dump(settings))
+    file.write_text(yaml.safe_dump(recipe(tmp_path)))
 
-    driver = _farsight(file, ray_folder)
-    _wait_for(lambda: checkpoints(tmp_path / "run"), "a checkpoint")
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.communicate()
-    # Its workers end with it, so that the next run is alone in the directory.
-    _wait_for(lambda: not processes(b"ray::", str(ray_folder)), "the end of the killed driver's Ray")
-
-    known = set(checkpoints(tmp_path / "run"))
-    again = _farsight(file, ray_folder)
-    _wait_for(lambda: set(checkpoints(tmp_path / "run")) - known or again.poll() is not None, "a new checkpoint")
-    controllers = processes(b"TrainController", str(ray_folder))
-    for controller in controllers:
+    controlled = _farsight(file, ray_folder)
+    _wait_for(lambda: checkpoints(run), "a checkpoint")
+    for controller in processes(b"TrainController", str(ray_folder)):
         os.kill(controller, signal.SIGKILL)
-    answer, said = again.communicate(timeout=TIMEOUT_SECONDS)
-    assert controllers, said
-    assert again.returncode == 0, said
-    starts = [row for row in read_figures(tmp_path / "run") if row["kind"] == "start"]
-    check_complete(tmp_path, json.loads(answer), starts=len(starts))
+    _, said = controlled.communicate(timeout=TIMEOUT_SECONDS)
+    assert controlled.returncode, said
+    assert "run the same command again" in said
+
+    known = set(checkpoints(run))
+    driver = _farsight(file, ray_folder)
+    _wait_for(lambda: set(checkpoints(run)) - known, "a new checkpoint")
+    driver.kill()
+    driver.communicate()
+    # Its workers notice, and end, so that the next run is alone in the directory; until then they may get on.
+    _wait_for(lambda: not processes(b"ray::", str(ray_folder)), "the end of the killed driver's Ray")
+    assert not (run / "artifact").exists()
+
+    last = _farsight(file, ray_folder)
+    answer, said = last.communicate(timeout=TIMEOUT_SECONDS)
+    assert last.returncode == 0, said
+    check_complete(tmp_path, json.loads(answer), starts=3)
 
 
 @pytest.mark.ray
