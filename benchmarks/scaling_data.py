@@ -25,7 +25,7 @@ from data.histories import HistoryRules
 from data.ingest_checks import row_rules, write_vocabulary
 from data.ingest_settings import IngestSettings
 from data.log_files import TextFormat, list_files, plan_fragments
-from data.spill import Plan, _read_bucket, spill_fragment, write_bucket
+from data.spill import Plan, _read_bucket, item_rows, spill_fragment, write_bucket
 from data.stream import WINDOW_KEY, _left, epoch_size
 from data.vocabulary import Vocabulary
 from data.windows import cut_windows, length_buckets
@@ -136,7 +136,7 @@ def _spill(folder: Path, file: Path, events: int) -> Figures:
 
 def _cell_read_seconds(plan: Plan) -> float:
     buckets = np.random.default_rng(0).integers(0, plan.num_buckets, 100).tolist()
-    return cpu_seconds(lambda: [list(_read_bucket(bucket, plan)) for bucket in buckets], 5) / len(buckets)
+    return cpu_seconds(lambda: [_read_bucket(bucket, plan) for bucket in buckets], 5) / len(buckets)
 
 
 def _write_bucket(plan: Plan) -> None:
@@ -183,12 +183,6 @@ def _load_vocabulary(directory: Path) -> Vocabulary:
     return Vocabulary.load(directory)
 
 
-def _load_for_bucket(directory: Path) -> object:
-    """As `data.spill.write_bucket` does."""
-    items = Vocabulary.load(directory).item_ids
-    return items, pl.DataFrame({"item_id": pl.Series(items, dtype=pl.String), "item_row": np.arange(len(items))})
-
-
 def _merge_items(path: Path) -> set[str]:
     """As `data.ingest_checks.write_vocabulary` does with the items of one fragment."""
     items: set[str] = set()
@@ -205,7 +199,7 @@ def _vocabulary(folder: Path, count: int) -> Figures:
     pl.DataFrame({"item_id": Vocabulary.load(directory).item_ids}).sample(fraction=1, shuffle=True).write_parquet(path)
     return {
         "vocabulary_bytes_per_item": peak_bytes(_load_vocabulary, small, directory) / count,
-        "vocabulary_task_bytes_per_item": peak_bytes(_load_for_bucket, small, directory) / count,
+        "vocabulary_task_bytes_per_item": peak_bytes(item_rows, small, directory) / count,
         "vocabulary_driver_seconds_per_item": cpu_seconds(lambda: _merge_items(path)) / count,
     }
 

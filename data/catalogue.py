@@ -168,6 +168,15 @@ def _json_table(location: str, form: CatalogueFormat) -> pa.Table:
     return pa.table(columns)
 
 
+def own_catalogue(location: str) -> str | None:
+    """The catalogue of a Farsight log directory; None where the location is something else."""
+    filesystem, path = resolve(location)
+    name = "/catalogue.parquet"
+    if filesystem.get_file_info(path.rstrip("/") + name).is_file:
+        return location.rstrip("/") + name
+    return None
+
+
 def merged_catalogue(catalogue: pa.Table | None, earlier: pa.Table | None) -> pa.Table | None:
     """The rows of a catalogue, and those of an earlier dataset's for the items that it does not list.
 

@@ -26,7 +26,14 @@ import ray.data
 from tqdm import tqdm
 
 from data import errors, session
-from data.catalogue import CatalogueFormat, aligned_catalogue, merged_catalogue, num_undescribed, read_catalogue
+from data.catalogue import (
+    CatalogueFormat,
+    aligned_catalogue,
+    merged_catalogue,
+    num_undescribed,
+    own_catalogue,
+    read_catalogue,
+)
 from data.dataset import CATALOGUE, FORMAT_VERSION, HISTORIES, KIND, QUARANTINE
 from data.errors import FarsightError, LogError, RecipeError
 from data.extend import Earlier, open_earlier
@@ -38,7 +45,6 @@ from data.ingest_checks import (
     check_unreadable,
     item_facts,
     known_actions,
-    readable_files,
     reconciled_counts,
     row_rules,
     time_range,
@@ -46,7 +52,7 @@ from data.ingest_checks import (
     write_vocabulary,
 )
 from data.ingest_settings import IngestSettings, SplitSettings
-from data.log_files import LogFile, TextFormat, list_files, own_catalogue, plan_fragments
+from data.log_files import LogFile, TextFormat, list_files, plan_fragments
 from data.row_tally import RowTally, check_share, total
 from data.settings import Recipe, read_section
 from data.spill import Plan, hash_file, spill_fragment, times_in_bin, write_bucket
@@ -88,8 +94,10 @@ def _ingest(settings: IngestSettings, directory: Path) -> dict[str, Any]:
     locations = [settings.log] if isinstance(settings.log, str) else settings.log
     text = TextFormat(settings.separator, settings.encoding)
     earlier = open_earlier(settings)
-    files, unreadable = readable_files(_unread(list_files(locations, settings.format), earlier), text)
-    fragments = plan_fragments(files, settings.columns, text)
+    files = _unread(list_files(locations, settings.format), earlier)
+    unreadable: dict[str, str] = {}
+    fragments = plan_fragments(files, settings.columns, text, unreadable)
+    files = [file for file in files if file.location not in unreadable]
     if fragments:
         check_order(settings, fragments[0])
     elif settings.extends is None:

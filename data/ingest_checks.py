@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.errors import LogError, UnreadableFile
+from data.errors import LogError
 from data.ingest_settings import IngestSettings
-from data.log_files import Fragment, LogFile, TextFormat, file_columns
+from data.log_files import Fragment
 from data.log_rows import RowRules
 from data.row_tally import RowTally
 from data.schema import FIRST_SEEN, TRAIN_EVENTS
@@ -55,23 +54,6 @@ def check_order(settings: IngestSettings, fragment: Fragment) -> None:
 def latest_moment() -> int:
     """Latest time allowed by default, seconds UTC: clocks that run ahead by up to a day are forgiven."""
     return int(time.time()) + _DAY_SECONDS
-
-
-def readable_files(files: Sequence[LogFile], text: TextFormat) -> tuple[list[LogFile], dict[str, str]]:
-    """The files whose header or footer can be read, and of the others by location why they cannot."""
-
-    def reason(file: LogFile) -> str | None:
-        try:
-            if file.size:
-                file_columns(file, text)
-        except UnreadableFile as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        reasons = list(pool.map(reason, files))
-    bad = {file.location: why for file, why in zip(files, reasons, strict=True) if why}
-    return [file for file in files if file.location not in bad], bad
 
 
 def without_damaged(

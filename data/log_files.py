@@ -243,15 +243,30 @@ def log_columns(file: LogFile, found: Sequence[str], mapping: Mapping[str, str |
     return columns
 
 
-def plan_fragments(files: Sequence[LogFile], mapping: Mapping[str, str | None], text: TextFormat) -> list[Fragment]:
-    """Fragments of all files, in log order.
+def plan_fragments(
+    files: Sequence[LogFile],
+    mapping: Mapping[str, str | None],
+    text: TextFormat,
+    unreadable: dict[str, str] | None = None,
+) -> list[Fragment]:
+    """Fragments of all files, in log order. Files that cannot be read are noted in `unreadable`, by location, if given.
 
     Raises:
-        LogError: a file lacks a column, or files disagree on whether there are times or an order.
+        LogError: a file lacks a column, or files disagree on whether there are times or an order; `UnreadableFile`.
     """
+
+    def file_fragments(file: LogFile) -> list[Fragment]:
+        try:
+            return _file_fragments(file, mapping, text)
+        except UnreadableFile as error:
+            if unreadable is None:
+                raise
+            unreadable[file.location] = str(error)
+        return []
+
     # Footers and headers are small; on remote storage the wait for each is what costs.
     with ThreadPoolExecutor(max_workers=16) as pool:
-        parts = list(pool.map(lambda file: _file_fragments(file, mapping, text), files))
+        parts = list(pool.map(file_fragments, files))
     for name in ("timestamp", "order"):
         having = [part[0].file.location for part in parts if part and name in part[0].columns]
         lacking = [part[0].file.location for part in parts if part and name not in part[0].columns]
@@ -264,8 +279,8 @@ def plan_fragments(files: Sequence[LogFile], mapping: Mapping[str, str | None], 
 
 
 def _file_fragments(file: LogFile, mapping: Mapping[str, str | None], text: TextFormat) -> list[Fragment]:
-    if file.size == 0:
-        return []  # writers that had nothing to write leave such files
+    if file.size == 0:  # writers that had nothing to write leave such files
+        return []
     columns = log_columns(file, file_columns(file, text), mapping)
     if file.format != "parquet":
         return [Fragment(file, columns)]
@@ -282,12 +297,3 @@ def _file_fragments(file: LogFile, mapping: Mapping[str, str | None], text: Text
             fragments.append(Fragment(file, columns, tuple(groups), first_row))
             first_row, num_rows, groups = first_row + num_rows, 0, []
     return fragments
-
-
-def own_catalogue(location: str) -> str | None:
-    """The catalogue of a Farsight log directory; None where the location is something else."""
-    filesystem, path = resolve(location)
-    name = "/catalogue.parquet"
-    if filesystem.get_file_info(path.rstrip("/") + name).is_file:
-        return location.rstrip("/") + name
-    return None

@@ -214,6 +214,12 @@ def hash_file(_: int, location: str) -> str:
     return log_file_hash(location)
 
 
+def item_rows(directory: Path) -> pl.DataFrame:
+    """`item_id` and `item_row` of every item in a vocabulary, in its order, without a Python string for each."""
+    items = pl.Series("item_id", pq.read_table(directory / VOCABULARY).column("item_id"), dtype=pl.String)
+    return pl.DataFrame([items, pl.int_range(1, len(items) + 1, dtype=pl.Int32, eager=True).alias("item_row")])
+
+
 def write_bucket(
     _: int,
     bucket: int,
@@ -245,10 +251,9 @@ def write_bucket(
     new_of = pc.is_in(histories.column("user_id"), events["user_id"].unique().to_arrow().cast(pa.string()))
     replaced = pc.or_(new_of, rebuild)
     stale, kept = histories.filter(replaced), histories.filter(pc.invert(replaced))
-    items = pl.Series("item_id", pq.read_table(plan.directory / VOCABULARY).column("item_id"), dtype=pl.String)
-    item_rows = pl.DataFrame([items, pl.int_range(1, len(items) + 1, dtype=pl.Int32, eager=True).alias("item_row")])
-    events = pl.concat([stored_events(stale, items, actions), events])
-    built = build_histories(events, item_rows, actions, shard=bucket, rules=rules)
+    items = item_rows(plan.directory)
+    events = pl.concat([stored_events(stale, items["item_id"], actions), events])
+    built = build_histories(events, items, actions, shard=bucket, rules=rules)
     _write_facts(bucket, plan, built.table, stale)
     table = joined_histories(kept, built.table, shard=bucket) if len(kept) else built.table
     if len(table):
