@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -94,17 +94,16 @@ def _ingest(settings: IngestSettings, directory: Path) -> dict[str, Any]:
     locations = [settings.log] if isinstance(settings.log, str) else settings.log
     text = TextFormat(settings.separator, settings.encoding)
     earlier = open_earlier(settings)
-    files = _unread(list_files(locations, settings.format), earlier)
     unreadable: dict[str, str] = {}
+    files = _unread(list_files(locations, settings.format), earlier)
     fragments = plan_fragments(files, settings.columns, text, unreadable)
-    files = [file for file in files if file.location not in unreadable]
     if fragments:
         check_order(settings, fragments[0])
     elif settings.extends is None:
         raise LogError(f"{', '.join(locations)}: the log holds no rows")
     has_times = settings.extends is not None or "timestamp" in fragments[0].columns
     catalogue = merged_catalogue(_catalogue(settings, locations, text), earlier.catalogue)
-    num_buckets = earlier.num_buckets or settings.num_buckets or _default_buckets(files)
+    num_buckets = earlier.num_buckets or settings.num_buckets or _default_buckets(files, unreadable)
     plan = Plan(directory, text, row_rules(settings, has_times), num_buckets, earlier.next_part)
     plan.make_folders()
     for part in earlier.quarantine:
@@ -185,9 +184,9 @@ def _catalogue(settings: IngestSettings, locations: Sequence[str], text: TextFor
     return read_catalogue(place, CatalogueFormat(settings.catalogue_columns, settings.category_separator, text))
 
 
-def _default_buckets(files: Sequence[LogFile]) -> int:
+def _default_buckets(files: Sequence[LogFile], unreadable: Container[str]) -> int:
     """By the size of the log alone, so that the same log gives the same dataset on every machine."""
-    num_bytes = sum(file.size for file in files)
+    num_bytes = sum(file.size for file in files if file.location not in unreadable)
     return min(max(-(-num_bytes // _BUCKET_BYTES), _MIN_BUCKETS), _MAX_BUCKETS)
 
 
