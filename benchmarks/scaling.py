@@ -28,7 +28,8 @@ from modeling.build import build_retriever
 from modeling.row_optimizers import LazyAdam, RowwiseAdagrad
 from modeling.settings import ModelSettings
 from modeling.sharded_table import BLOCK, ShardedTable, merge_table_files
-from serve.index.on_faiss import build_index, set_search_threads, write_index
+from serve.index.on_faiss import set_search_threads
+from serve.index.store import ON_FAISS, build_index, write_files
 from serve.settings import FlatSettings, IvfSettings
 
 NEGATIVES = 1024
@@ -139,9 +140,9 @@ def _indexes(folder: Path, width: int, sizes: tuple[int, int]) -> Figures:
             index = began["index"]
             index.search(queries, 100)
             seconds.append(cpu_seconds(lambda: index.search(queries, 100), 10) / REQUESTS)  # noqa: B023
-        path = folder / f"{kind}.faiss"
-        write_index(index, str(path))
-        figures[f"{kind}_bytes_per_vector"] = path.stat().st_size / sizes[1]
+        (folder / kind).mkdir()
+        write_files(index, folder / kind)
+        figures[f"{kind}_bytes_per_vector"] = (folder / kind / ON_FAISS).stat().st_size / sizes[1]
         figures[f"{kind}_build_seconds"] = built
         figures[f"{kind}_query_seconds"] = seconds[1]
         figures[f"{kind}_query_ratio"] = seconds[1] / seconds[0]

@@ -55,7 +55,7 @@ class Engine:
         Raises:
             ArtifactError: missing, damaged or mismatched.
         """
-        return cls(Release.open(directory), device)
+        return cls(Release.open(directory, device), device)
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """Answer queries in one batch; each gets what it would get alone, up to float rounding."""

@@ -50,8 +50,11 @@ class Release:
     index: Index
 
     @classmethod
-    def open(cls, directory: str | Path) -> "Release":
+    def open(cls, directory: str | Path, device: str = "cpu") -> "Release":
         """Open a release and check every hash.
+
+        Args:
+            device: where an index that is searched by torch keeps its vectors.
 
         Raises:
             ArtifactError: missing, unfinished or damaged.
@@ -60,7 +63,7 @@ class Release:
         place = Path(directory)
         manifest = read_manifest(place, KIND, FORMAT_VERSION, ArtifactError)
         artifact = Artifact.open(place / ARTIFACT)
-        index, index_manifest = open_index(place / INDEX)
+        index, index_manifest = open_index(place / INDEX, device)
         built_from = index_manifest["artifact_hash"]
         if built_from != artifact.content_hash:
             raise ArtifactMismatch(

@@ -13,10 +13,9 @@ class FlatSettings(Settings):
     kind: Literal["flat"] = "flat"
 
 
-class IvfSettings(Settings):
-    """Approximate search: items are grouped around centroids, and a query looks into the nearest groups."""
+class ListSettings(Settings):
+    """Items are grouped around centroids."""
 
-    kind: Literal["ivf"] = "ivf"
     num_lists: int | None = Field(
         None, ge=1, description="number of groups; None takes about 4 sqrt(items), at least 39 items per group"
     )
@@ -25,7 +24,48 @@ class IvfSettings(Settings):
     )
 
 
-IndexKind = Annotated[FlatSettings | IvfSettings, Field(discriminator="kind")]
+class IvfSettings(ListSettings):
+    """Approximate search: items are grouped around centroids, and a query looks into the nearest groups."""
+
+    kind: Literal["ivf"] = "ivf"
+
+
+class IvfPqSettings(ListSettings):
+    """As ivf, with a code of a few bytes per item to find candidates, which are then scored by their vectors (fp16)."""
+
+    kind: Literal["ivfpq"] = "ivfpq"
+    code_bytes: int | None = Field(
+        None, ge=1, description="bytes of an item's code, a divisor of the width; None takes about a quarter of it"
+    )
+    candidates_per_hit: int = Field(4, ge=1, description="candidates that are scored per item wanted")
+
+
+class HnswSettings(Settings):
+    """Approximate search along a graph of neighbours; fast for one query, slow to build, larger than the vectors."""
+
+    kind: Literal["hnsw"] = "hnsw"
+    links: int = Field(32, ge=2, description="neighbours of an item in the graph (M)")
+    ef_construction: int = Field(128, ge=1, description="candidates kept while the graph is built")
+    ef_search: int = Field(256, ge=1, description="candidates kept while searching; at least the items wanted")
+
+
+class BinarySettings(Settings):
+    """One bit per dimension, the sign, to find candidates, which are then scored by their vectors (fp16)."""
+
+    kind: Literal["binary"] = "binary"
+    candidates_per_hit: int = Field(20, ge=1, description="candidates that are scored per item wanted")
+
+
+class MatrixSettings(Settings):
+    """Exact search as one matrix product, on the device that holds the model."""
+
+    kind: Literal["matrix"] = "matrix"
+
+
+IndexKind = Annotated[
+    FlatSettings | IvfSettings | IvfPqSettings | HnswSettings | BinarySettings | MatrixSettings,
+    Field(discriminator="kind"),
+]
 
 
 class IndexSettings(Settings):

@@ -10,10 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import ArtifactError, RecipeError
+from serve.index import on_torch, rescored
 from serve.index.contract import Hits, ordered_hits
-from serve.index.on_faiss import build_index, default_num_lists
-from serve.index.store import FILE_NAME, measured_recall, open_index, write_index_directory
-from serve.settings import FlatSettings, IndexSettings, IvfSettings
+from serve.index.on_faiss import default_num_lists
+from serve.index.rescored import EXACT_ITEMS
+from serve.index.store import ON_FAISS, build_index, measured_recall, open_index, write_index_directory
+from serve.settings import (
+    BinarySettings,
+    FlatSettings,
+    HnswSettings,
+    IndexKind,
+    IndexSettings,
+    IvfPqSettings,
+    IvfSettings,
+    MatrixSettings,
+)
 
 Vectors = npt.NDArray[np.float32]
 
@@ -48,11 +59,22 @@ shapes = st.fixed_dictionaries(
 
 @settings(max_examples=60, deadline=None)
 @given(shape=shapes)
-def test_flat_equals_the_exact_oracle_also_among_ties(shape: dict[str, int]) -> None:
+def test_flat_and_matrix_equal_the_exact_oracle_also_among_ties(shape: dict[str, int]) -> None:
     item_VD = whole_vectors(shape["seed"], shape["num_items"], shape["width"])
     query_QD = whole_vectors(shape["seed"] + 1, shape["num_queries"], shape["width"])
-    found = build_index(item_VD, FlatSettings()).search(query_QD, shape["k"])
-    assert_same(found, oracle(item_VD, query_QD, shape["k"]))
+    for kind in (FlatSettings(), MatrixSettings()):
+        found = build_index(item_VD, kind).search(query_QD, shape["k"])
+        assert_same(found, oracle(item_VD, query_QD, shape["k"]))
+
+
+def test_a_matrix_in_chunks_equals_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    item_VD, query_QD = whole_vectors(0, 1_000, 4), whole_vectors(1, 20, 4)
+    allowed_V = np.random.default_rng(0).random(1_000) < 0.3
+    index = build_index(item_VD, MatrixSettings())
+    whole = index.search(query_QD, 50), index.search(query_QD, 50, allowed_V)
+    monkeypatch.setattr(on_torch, "CHUNK_ROWS", 7)
+    assert_same(index.search(query_QD, 50), whole[0])
+    assert_same(index.search(query_QD, 50, allowed_V), whole[1])
 
 
 @settings(max_examples=40, deadline=None)
@@ -63,11 +85,76 @@ def test_a_filter_works_inside_the_search(shape: dict[str, int], share: float, n
     query_QD = whole_vectors(shape["seed"] + 1, shape["num_queries"], shape["width"])
     allowed_V = np.random.default_rng(shape["seed"]).random(shape["num_items"]) < share
     lists = min(num_lists, shape["num_items"])
-    kind = IvfSettings(num_lists=lists, num_probes=lists) if lists else FlatSettings()
-    found = build_index(item_VD, kind).search(query_QD, shape["k"], allowed_V)
     rows_A = np.flatnonzero(allowed_V) + 1
     among = oracle(item_VD[allowed_V], query_QD, shape["k"])
-    assert_same(found, Hits(rows_A[among.rows_QK - 1] if len(rows_A) else among.rows_QK, among.scores_QK))
+    expected = Hits(rows_A[among.rows_QK - 1] if len(rows_A) else among.rows_QK, among.scores_QK)
+    for kind in (IvfSettings(num_lists=lists, num_probes=lists) if lists else FlatSettings(), MatrixSettings()):
+        assert_same(build_index(item_VD, kind).search(query_QD, shape["k"], allowed_V), expected)
+
+
+# Small efforts, so that what is found first is too little, and rare, and must be gone on for.
+RESCORED: dict[str, IndexKind] = {
+    "ivfpq": IvfPqSettings(num_lists=16, num_probes=1, candidates_per_hit=1),
+    "hnsw": HnswSettings(links=4, ef_construction=16, ef_search=8),
+    "binary": BinarySettings(candidates_per_hit=2),
+}
+
+
+def clustered(seed: int, count: int, width: int = 16) -> Vectors:
+    """Vectors of length 1 around 40 directions, as trained ones lie."""
+    random = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(40, width))
+    vectors = centres[random.integers(0, 40, count)] + 0.6 * random.normal(size=(count, width))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", RESCORED)
+@pytest.mark.parametrize("narrow", [True, False])
+def test_rescored_kinds_fill_every_answer_from_the_allowed(
+    name: str, narrow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the filter leaves one item in a thousand, and whichever path a filter takes."""
+    monkeypatch.setattr(rescored, "EXACT_ITEMS", EXACT_ITEMS if narrow else 3)
+    item_VD, query_QD = clustered(0, 3_000), clustered(1, 20)
+    index = build_index(item_VD, RESCORED[name])
+    kept_VD = item_VD.astype(np.float32 if name == "hnsw" else np.float16).astype(np.float32)
+    for share in (1.0, 0.5, 0.1, 0.01, 0.001, 0.0):
+        allowed_V = np.zeros(3_000, bool)
+        allowed_V[np.random.default_rng(2).permutation(3_000)[: round(3_000 * share)]] = True
+        hits = index.search(query_QD, 10, None if share == 1 else allowed_V)
+        assert hits.rows_QK.shape == (20, min(10, allowed_V.sum()))
+        assert (hits.rows_QK > 0).all()
+        assert allowed_V[hits.rows_QK - 1].all()
+        assert all(len(set(row)) == len(row) for row in hits.rows_QK.tolist())
+        by_hand = np.einsum("qkd,qd->qk", kept_VD[hits.rows_QK - 1], query_QD)
+        np.testing.assert_allclose(hits.scores_QK, by_hand, atol=1e-5)
+        assert (np.diff(hits.scores_QK, axis=1) <= 0).all()
+        if narrow and share < 1:
+            rows_A = np.flatnonzero(allowed_V) + 1
+            exact = oracle(kept_VD[allowed_V], query_QD, 10)
+            np.testing.assert_array_equal(hits.rows_QK, rows_A[exact.rows_QK - 1] if len(rows_A) else exact.rows_QK)
+
+
+@pytest.mark.parametrize("name", RESCORED)
+def test_rescored_kinds_find_more_the_harder_they_look(name: str) -> None:
+    item_VD, query_QD = clustered(0, 3_000), clustered(1, 50)
+    much: dict[str, IndexKind] = {
+        "ivfpq": IvfPqSettings(num_lists=16, num_probes=16, candidates_per_hit=10),
+        "hnsw": HnswSettings(),
+        "binary": BinarySettings(candidates_per_hit=100),
+    }
+    little, more = (
+        measured_recall(build_index(item_VD, kinds[name]), item_VD, query_QD, 10) for kinds in (RESCORED, much)
+    )
+    assert little < more
+    assert more > 0.98
+
+
+@pytest.mark.parametrize("name", RESCORED)
+def test_rescored_kinds_give_all_items_when_all_are_asked_for(name: str) -> None:
+    item_VD, query_QD = clustered(0, 300), clustered(1, 5)
+    hits = build_index(item_VD, RESCORED[name]).search(query_QD, 1_000)
+    assert [sorted(row) for row in hits.rows_QK.tolist()] == [list(range(1, 301))] * 5
 
 
 def test_ivf_with_one_probe_fills_every_answer_that_a_filter_leaves() -> None:
@@ -108,7 +195,9 @@ def test_a_query_of_nan_finds_nothing_and_does_not_disturb_the_others() -> None:
     item_VD = whole_vectors(0, 100, 4)
     query_QD = whole_vectors(1, 3, 4)
     query_QD[1] = np.nan
-    for kind in (FlatSettings(), IvfSettings(num_lists=8, num_probes=2)):
+    kinds = (FlatSettings(), IvfSettings(num_lists=8, num_probes=2), MatrixSettings(), HnswSettings(), BinarySettings())
+    item_VD, query_QD = np.tile(item_VD, 2), np.tile(query_QD, 2)
+    for kind in kinds:
         hits = build_index(item_VD, kind).search(query_QD, 5)
         assert not np.isfinite(hits.scores_QK[1]).any()
         assert (hits.rows_QK[[0, 2]] > 0).all()
@@ -123,7 +212,8 @@ def test_missing_candidates_come_last_whatever_their_score() -> None:
 def test_a_saved_index_searches_as_before(tmp_path: Path) -> None:
     item_VD = np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32)
     query_QD = np.random.default_rng(1).normal(size=(20, 8)).astype(np.float32)
-    for name, kind in {"flat": FlatSettings(), "ivf": IvfSettings(num_lists=10, num_probes=3)}.items():
+    exact = {"flat": FlatSettings(), "ivf": IvfSettings(num_lists=10, num_probes=3), "matrix": MatrixSettings()}
+    for name, kind in {**exact, **RESCORED}.items():
         (tmp_path / name).mkdir()
         write_index_directory(
             tmp_path / name,
@@ -150,7 +240,7 @@ def test_a_flipped_byte_is_refused_before_faiss_reads_it(tmp_path: Path) -> None
         artifact_hash="a",
         settings=IndexSettings(),
     )
-    path = tmp_path / FILE_NAME
+    path = tmp_path / ON_FAISS
     content = bytearray(path.read_bytes())
     content[0] ^= 1  # FAISS would not even know the format
     path.write_bytes(content)
@@ -200,6 +290,15 @@ def test_vectors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 def test_more_lists_than_items_are_refused() -> None:
     with pytest.raises(RecipeError, match="found 9 with 8 items"):
         build_index(whole_vectors(0, 8, 4), IvfSettings(num_lists=9))
+
+
+def test_codes_that_do_not_fit_the_vectors_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"code_bytes: found 5 with vectors of width 16; expected a divisor"):
+        build_index(clustered(0, 300), IvfPqSettings(code_bytes=5))
+    with pytest.raises(RecipeError, match=r"found 200 items, expected at least 256 .* use kind=flat"):
+        build_index(clustered(0, 200), IvfPqSettings())
+    with pytest.raises(RecipeError, match=r"kind=binary: found vectors of width 4, expected a multiple of 8"):
+        build_index(whole_vectors(0, 50, 4), BinarySettings())
 
 
 def test_lists_by_default_have_enough_items_to_be_trained() -> None:

@@ -8,13 +8,12 @@ import numpy.typing as npt
 from jaxtyping import Bool, Float32
 
 from data.errors import RecipeError
-from serve.index.contract import Hits, ordered_hits
-from serve.settings import FlatSettings, IndexKind, IvfSettings
+from serve.index.contract import Hits
+from serve.index.deepening import search_deeper
+from serve.settings import FlatSettings, IvfSettings, ListSettings
 
 # FAISS wants at least this many training vectors per centroid and warns below it.
 MIN_ITEMS_PER_LIST = 39
-# Candidates fetched beyond k, so that equal scores around the cut can be put in order.
-TIE_MARGIN = 16
 
 
 class FaissIndex:
@@ -41,34 +40,17 @@ class FaissIndex:
     ) -> Hits:
         """The min(k, V) best of the allowed items of each query: the filter works inside the search.
 
-        FAISS orders equal scores as it likes and may drop any of those that straddle the cut. So a
-        query whose scores are equal from its k-th candidate to its last is searched deeper.
-        An ivf query whose probed lists hold fewer than k items is searched in twice as many lists,
-        up to all of them: every query gets its min(k, V) items.
+        An ivf query whose probed lists hold fewer than k items is searched in twice as many lists.
         """
-        query_QD = np.ascontiguousarray(query_QD, np.float32)
         num_allowed = self.num_items if allowed_V is None else int(allowed_V.sum())
-        k = min(k, num_allowed)
-        depth = min(k + TIE_MARGIN, num_allowed)
-        rows_QK = np.zeros((len(query_QD), k), np.int64)
-        scores_QK = np.full((len(query_QD), k), -np.inf, np.float32)
-        probes = self._probes()
-        open_Q = np.arange(len(query_QD))
-        while k and len(open_Q):
-            candidates = self._candidates(query_QD[open_Q], depth, probes, allowed_V)
-            hits = ordered_hits(*candidates, k)
-            rows_QK[open_Q], scores_QK[open_Q] = hits.rows_QK, hits.scores_QK
-            # NaN queries find nothing anywhere; they must not keep the search going.
-            short_Q = (hits.rows_QK[:, -1] == 0) & np.isfinite(query_QD[open_Q]).all(axis=1)
-            last_Q = candidates[1].min(axis=1)
-            tied_Q = (hits.scores_QK[:, -1] == last_Q) & np.isfinite(last_Q)
-            again_Q = (short_Q & (probes < self._num_lists())) | (tied_Q & (depth < num_allowed))
-            open_Q = open_Q[again_Q]
-            if (again_Q & short_Q).any():
-                probes = min(2 * probes, self._num_lists())
-            if (again_Q & tied_Q).any():
-                depth = min(4 * depth, num_allowed)
-        return Hits(rows_QK, scores_QK)
+        return search_deeper(
+            lambda queries, depth, probes: self._candidates(queries, depth, probes, allowed_V),
+            np.ascontiguousarray(query_QD, np.float32),
+            k,
+            num_allowed,
+            probes=int(self.faiss_index.nprobe) if isinstance(self.faiss_index, faiss.IndexIVF) else 1,
+            max_probes=num_lists_of(self.faiss_index),
+        )
 
     def _candidates(
         self, query_QD: npt.NDArray[np.float32], depth: int, probes: int, allowed_V: npt.NDArray[np.bool_] | None
@@ -78,27 +60,19 @@ class FaissIndex:
             parameters = in_lists = faiss.IVFSearchParameters()
             in_lists.nprobe = probes
         if allowed_V is not None:
-            bits = np.packbits(allowed_V, bitorder="little")  # the selector points at it
-            parameters.sel = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
+            parameters.sel = selector(allowed_V)
         scores_QC, positions_QC = self.faiss_index.search(query_QD, depth, params=parameters)
         # Position -1 (nothing found) becomes row 0.
         rows_QC = positions_QC.astype(np.int64) + 1
         return rows_QC, np.where(rows_QC == 0, -np.inf, scores_QC).astype(np.float32)
 
-    def _probes(self) -> int:
-        return int(self.faiss_index.nprobe) if isinstance(self.faiss_index, faiss.IndexIVF) else 1
 
-    def _num_lists(self) -> int:
-        return int(self.faiss_index.nlist) if isinstance(self.faiss_index, faiss.IndexIVF) else 1
-
-
-def build_index(item_VD: Float32[npt.NDArray[np.float32], "V D"], settings: IndexKind) -> FaissIndex:
+def build_faiss(item_VD: Float32[npt.NDArray[np.float32], "V D"], settings: FlatSettings | IvfSettings) -> FaissIndex:
     """Arrange the vectors of rows 1 to V.
 
     Raises:
         RecipeError: more lists than items.
     """
-    item_VD = np.ascontiguousarray(item_VD, np.float32)
     match settings:
         case FlatSettings():
             index: faiss.Index = faiss.IndexFlatIP(item_VD.shape[1])
@@ -110,17 +84,40 @@ def build_index(item_VD: Float32[npt.NDArray[np.float32], "V D"], settings: Inde
 
 def _trained_ivf(item_VD: npt.NDArray[np.float32], settings: IvfSettings) -> faiss.IndexIVFFlat:
     num_items, width = item_VD.shape
+    num_lists = checked_num_lists(settings, num_items)
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, num_lists, faiss.METRIC_INNER_PRODUCT)
+    index.cp.min_points_per_centroid = 1  # FAISS prints a warning below its 39; the manifest's recall says more
+    index.train(item_VD)
+    index.nprobe = min(settings.num_probes, num_lists)
+    return index
+
+
+def checked_num_lists(settings: ListSettings, num_items: int) -> int:
+    """How many lists to make of so many items.
+
+    Raises:
+        RecipeError: more lists than items.
+    """
     num_lists = settings.num_lists or default_num_lists(num_items)
     if num_lists > num_items:
         raise RecipeError(
             f"index.search.num_lists: found {num_lists} with {num_items} items; expected at most one list "
             "per item; lower it, or leave it out"
         )
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, num_lists, faiss.METRIC_INNER_PRODUCT)
-    index.cp.min_points_per_centroid = 1  # FAISS prints a warning below its 39; the manifest's recall says more
-    index.train(item_VD)
-    index.nprobe = min(settings.num_probes, num_lists)
-    return index
+    return num_lists
+
+
+def num_lists_of(index: faiss.Index) -> int:
+    """Lists of an index that has any, else 1."""
+    return int(index.nlist) if isinstance(index, faiss.IndexIVF) else 1
+
+
+def selector(allowed_V: Bool[npt.NDArray[np.bool_], "V"]) -> faiss.IDSelector:
+    """What a search is given to find allowed items alone."""
+    bits = np.packbits(allowed_V, bitorder="little")
+    chosen = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
+    chosen.bits_that_it_points_at = bits  # type: ignore[attr-defined]
+    return chosen
 
 
 def default_num_lists(num_items: int) -> int:
@@ -131,13 +128,3 @@ def default_num_lists(num_items: int) -> int:
 def set_search_threads(threads: int) -> None:
     """Set how many threads the calling thread's searches use (OpenMP keeps the number per thread)."""
     faiss.omp_set_num_threads(threads)
-
-
-def write_index(index: FaissIndex, path: str) -> None:
-    """Write FAISS's own format."""
-    faiss.write_index(index.faiss_index, path)
-
-
-def read_index(path: str) -> FaissIndex:
-    """Read FAISS's own format. FAISS trusts the file: check its hash first."""
-    return FaissIndex(faiss.read_index(path))

@@ -1,21 +1,49 @@
-"""The index directory: `index.faiss` and a manifest that names the artifact the vectors came from."""
+"""The index directory: the files of its kind, and a manifest that names the artifact the vectors came from.
+
+index.faiss          flat, ivf, hnsw: the vectors, arranged; ivfpq, binary: codes of them
+vectors.safetensors  ivfpq, binary: the vectors in fp16; matrix: in fp32
+"""
 
 from pathlib import Path
 from typing import Any, Literal
 
+import faiss
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float32
+from safetensors.numpy import load_file, save_file
 
 from data.errors import ArtifactError
-from data.storage import MANIFEST, file_hash, read_manifest, write_json
+from data.storage import MANIFEST, directory_hashes, file_hash, read_manifest, write_json
 from serve.index.contract import Index
-from serve.index.on_faiss import FaissIndex, build_index, read_index, set_search_threads, write_index
-from serve.settings import FlatSettings, IndexSettings
+from serve.index.on_faiss import FaissIndex, build_faiss, set_search_threads
+from serve.index.on_torch import MatrixIndex
+from serve.index.rescored import RescoredIndex, build_rescored, graph_vectors
+from serve.settings import (
+    BinarySettings,
+    FlatSettings,
+    HnswSettings,
+    IndexKind,
+    IndexSettings,
+    IvfPqSettings,
+    IvfSettings,
+    MatrixSettings,
+)
 
 KIND = "index"
 FORMAT_VERSION = 1
-FILE_NAME = "index.faiss"
+ON_FAISS = "index.faiss"
+VECTORS = "vectors.safetensors"
+
+# What raises the recall of a kind, for the message of a build that is refused.
+_MORE_RECALL = {
+    "flat": "",
+    "matrix": "",
+    "ivf": "raise index.search.num_probes or ",
+    "ivfpq": "raise index.search.num_probes, candidates_per_hit or code_bytes, or ",
+    "hnsw": "raise index.search.ef_search or ef_construction, or ",
+    "binary": "raise index.search.candidates_per_hit or ",
+}
 
 QuerySource = Literal["histories", "items"]
 
@@ -53,17 +81,21 @@ def write_index_directory(
     if recall < settings.min_recall:
         raise ArtifactError(
             f"index: recall@{k} against exact search is {recall:.4f}, expected at least index.min_recall="
-            f"{settings.min_recall}; raise index.search.num_probes or use index.search.kind=flat"
+            f"{settings.min_recall}; {_MORE_RECALL[settings.search.kind]}use index.search.kind=flat"
         )
-    path = directory / FILE_NAME
-    write_index(index, str(path))
+    write_files(index, directory)
+    hashes = directory_hashes(directory)
     manifest = {
         "kind": KIND,
         "format_version": FORMAT_VERSION,
         "artifact_hash": artifact_hash,
         "metric": "inner_product",
-        "counts": {"items": index.num_items, "width": index.width, "bytes": path.stat().st_size},
-        "hashes": {FILE_NAME: file_hash(path)},
+        "counts": {
+            "items": index.num_items,
+            "width": index.width,
+            "bytes": sum((directory / name).stat().st_size for name in hashes),
+        },
+        "hashes": hashes,
         "recall": {"value": recall, "k": k, "queries": len(query_QD), "query_source": query_source},
         "settings": settings.model_dump(mode="json"),
     }
@@ -71,23 +103,74 @@ def write_index_directory(
     return manifest
 
 
-def open_index(directory: Path) -> tuple[FaissIndex, dict[str, Any]]:
-    """Read an index and its manifest; the file's hash is checked before FAISS parses it.
+def open_index(directory: Path, device: str = "cpu") -> tuple[Index, dict[str, Any]]:
+    """Read an index and its manifest; each file's hash is checked before FAISS, which trusts it, parses it.
+
+    Args:
+        device: where the vectors of a `matrix` index go.
 
     Raises:
         ArtifactError: missing, unfinished or damaged.
     """
     manifest = read_manifest(directory, KIND, FORMAT_VERSION, ArtifactError)
-    path = directory / FILE_NAME
-    if not path.is_file():
-        raise ArtifactError(f"{path}: no such file; build the index again")
-    found, expected = file_hash(path), manifest["hashes"][FILE_NAME]
-    if found != expected:
-        raise ArtifactError(
-            f"{path}: found SHA-256 {found[:12]}, expected {expected[:12]} as in {MANIFEST}; "
-            "the file was changed or cut short: build the index again"
-        )
-    return read_index(str(path)), manifest
+    for name, expected in manifest["hashes"].items():
+        path = directory / name
+        if not path.is_file():
+            raise ArtifactError(f"{path}: no such file; build the index again")
+        found = file_hash(path)
+        if found != expected:
+            raise ArtifactError(
+                f"{path}: found SHA-256 {found[:12]}, expected {expected[:12]} as in {MANIFEST}; "
+                "the file was changed or cut short: build the index again"
+            )
+    settings = IndexSettings.model_validate(manifest["settings"])
+    return _read_files(directory, settings.search, device), manifest
+
+
+def build_index(item_VD: Float32[npt.NDArray[np.float32], "V D"], settings: IndexKind) -> Index:
+    """Arrange the vectors of rows 1 to V.
+
+    Raises:
+        RecipeError: settings that do not fit the width or the number of items.
+    """
+    item_VD = np.ascontiguousarray(item_VD, np.float32)
+    match settings:
+        case FlatSettings() | IvfSettings():
+            return build_faiss(item_VD, settings)
+        case MatrixSettings():
+            return MatrixIndex(item_VD)
+        case _:
+            return build_rescored(item_VD, settings)
+
+
+def write_files(index: Index, directory: Path) -> None:
+    """Write the files of an index of any kind."""
+    match index:
+        case MatrixIndex():
+            save_file({VECTORS: index.vectors_VD()}, directory / VECTORS)
+        case FaissIndex():
+            faiss.write_index(index.faiss_index, str(directory / ON_FAISS))
+        case RescoredIndex():
+            write = faiss.write_index_binary if isinstance(index.faiss_index, faiss.IndexBinary) else faiss.write_index
+            write(index.faiss_index, str(directory / ON_FAISS))
+            if not isinstance(index.faiss_index, faiss.IndexHNSWFlat):
+                save_file({VECTORS: index.vectors_VD}, directory / VECTORS)
+
+
+def _read_files(directory: Path, settings: IndexKind, device: str) -> Index:
+    on_faiss = str(directory / ON_FAISS)
+    match settings:
+        case FlatSettings() | IvfSettings():
+            return FaissIndex(faiss.read_index(on_faiss))
+        case MatrixSettings():
+            return MatrixIndex(load_file(directory / VECTORS)[VECTORS], device)
+        case HnswSettings():
+            graph = faiss.read_index(on_faiss)
+            return RescoredIndex(graph, graph_vectors(graph), settings)
+        case IvfPqSettings():
+            return RescoredIndex(faiss.read_index(on_faiss), load_file(directory / VECTORS)[VECTORS], settings)
+        case BinarySettings():
+            return RescoredIndex(faiss.read_index_binary(on_faiss), load_file(directory / VECTORS)[VECTORS], settings)
 
 
 def measured_recall(
@@ -99,7 +182,7 @@ def measured_recall(
     """Mean share of the exact top-k that the index finds. A flat index is measured like any other."""
     if not len(query_QD):
         raise ArtifactError("index: no queries to measure recall with; expected at least one item or history")
-    exact = build_index(item_VD, FlatSettings()).search(query_QD, k)
+    exact = build_faiss(np.ascontiguousarray(item_VD, np.float32), FlatSettings()).search(query_QD, k)
     found = index.search(query_QD, k)
     shares = [np.isin(exact.rows_QK[q], found.rows_QK[q]).mean() for q in range(len(query_QD))]
     return float(np.mean(shares))
