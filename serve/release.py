@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,12 +104,12 @@ def run(artifact: str, out: str, recipe: Recipe, dataset: str | None = None) -> 
     source = Artifact.open(artifact)
     retriever = source.load_retriever()
     num_items = source.vocabulary().num_items
-    item_VD = np.concatenate(list(_item_chunks(retriever, num_items, settings.chunk_rows)))
+    item_VD = item_vectors(retriever, num_items, settings.chunk_rows)
     if dataset is None:
         picked = np.random.default_rng(0).permutation(num_items)[: settings.num_recall_queries]
         query_QD = item_VD[picked]
     else:
-        query_QD = _dataset_queries(source, retriever, PreparedDataset.open(dataset), settings.num_recall_queries)
+        query_QD = dataset_queries(source, retriever, PreparedDataset.open(dataset), settings.num_recall_queries)
     with published_directory(out, replace=True) as aside:
         shutil.copytree(source.directory, aside / ARTIFACT)
         (aside / INDEX).mkdir()
@@ -151,18 +150,18 @@ def _check_replaceable(out: Path) -> None:
             raise ArtifactError(f"{out}: exists and is not a release ({error}); choose another --out") from None
 
 
-def _item_chunks(
-    retriever: Retriever, num_items: int, chunk_rows: int
-) -> Iterator[Float32[npt.NDArray[np.float32], "C D"]]:
-    """Vectors of rows 1 to `num_items`, C rows at a time."""
+def item_vectors(retriever: Retriever, num_items: int, chunk_rows: int) -> Float32[npt.NDArray[np.float32], "V D"]:
+    """Vectors of rows 1 to `num_items`, so many rows through the model at a time."""
     starts = range(1, num_items + 1, chunk_rows)
+    parts = []
     with torch.inference_mode():
         for start in tqdm(starts, desc="item vectors", unit="chunk", disable=None):
             rows_C = torch.arange(start, min(start + chunk_rows, num_items + 1))
-            yield retriever.item_vectors(rows_C).float().numpy()
+            parts.append(retriever.item_vectors(rows_C).float().numpy())
+    return np.concatenate(parts)
 
 
-def _dataset_queries(
+def dataset_queries(
     artifact: Artifact, retriever: Retriever, dataset: PreparedDataset, num_queries: int
 ) -> Float32[npt.NDArray[np.float32], "Q D"]:
     """Query vectors of the dataset's first test histories, as evaluation encodes them."""
