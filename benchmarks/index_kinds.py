@@ -119,7 +119,8 @@ def measured(
         for name, seconds in _seconds(ways, rounds).items():
             found = indexes[name].search(query_QD[:8], K, allowed_V).rows_QK
             figures[name][f"filter_{selectivity:g}_milliseconds"] = 1e3 * seconds / 8
-            figures[name][f"filter_{selectivity:g}_fill"] = float((found > 0).sum() / max(8 * min(K, allowed_V.sum()), 1))
+            wanted = 8 * min(K, int(allowed_V.sum()))
+            figures[name][f"filter_{selectivity:g}_fill"] = float((found > 0).sum() / max(wanted, 1))
     return figures
 
 
