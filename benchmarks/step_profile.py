@@ -7,12 +7,11 @@ MovieLens-1M. Needs torch, `modeling` and `data` alone: no Ray, no DeepSpeed, no
 machine. The step is a plain loop's, which costs what the trainer's does (`benchmarks.step_overhead`).
 
 `phases`: shares of a step. The encoder's ends with its last block; loss is what comes behind it; optimiser has the
-clipping too. On a CPU the clock is the process's own, so that other programs do not move the shares; on a GPU it is the
-wall's, the device idle at every reading. `operators`: by own time under torch.profiler, in steps of their own. On a GPU
-weights and activations are bf16, on a CPU fp32.
+clipping too. With --threads 1 on a CPU other programs do not move them (`benchmarks.throughput.own_seconds`).
+`operators`: by own time under torch.profiler, by the wall's clock, in steps of their own. On a GPU weights and
+activations are bf16, on a CPU fp32.
 """
 
-import time
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -25,6 +24,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.report import parser, publish, run, spread
+from benchmarks.throughput import own_seconds
 from cluster.suite import load_suite, row_recipe
 from data.batch import Batch, collate, to_device
 from data.encode import encode_windows
@@ -124,7 +124,7 @@ class Loop:
         """Seconds of each phase over some batches, their number, and their events without padding."""
         self._seconds = dict.fromkeys(PHASES, 0.0)
         events = count = 0
-        self._began = self._now()
+        self._began = own_seconds(self.device)
         for batch in batches:
             self._ended("loading")
             loss = self.retriever(batch, self._generator)["loss"]
@@ -141,15 +141,9 @@ class Loop:
         return {**self._seconds, "steps": count, "events": events}
 
     def _ended(self, phase: str) -> None:
-        now = self._now()
+        now = own_seconds(self.device)
         self._seconds[phase] += now - self._began
         self._began = now
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-            return time.perf_counter()
-        return time.process_time()
 
 
 def row_settings(name: str) -> tuple[ModelSettings, TrainSettings]:

@@ -85,8 +85,7 @@ def run(
     stated = read_section(recipe or {}, "evaluate", EvaluateSettings)
     opened, prepared = Artifact.open(artifact), PreparedDataset.open(dataset)
     opened.check_dataset(prepared)
-    settings = settled(stated, prepared)
-    conditions = opened.conditions()
+    settings, conditions = settled(stated, prepared), opened.conditions()
     if not conditions.names:
         raise ArtifactMismatch(f"{artifact}: its catalogue names no category, so there is no condition to ask under")
     everyone = split_cases(
@@ -102,7 +101,6 @@ def run(
         raise DatasetError(f"{dataset}: no user has a {split} target under such a condition")
     ways = Ways(opened.load_retriever(), conditions, prepared, settings, max_events=opened.max_events)
     scorers = {name: scorer for name, scorer in ways.scorers().items() if only is None or name in only}
-    rows = _rows(scorers, asked, conditions, settings, users_out)
     protocol = {
         "split": split,
         "condition": condition,
@@ -112,6 +110,7 @@ def run(
         "conditions": len(conditions.names),
         "targets": "those that satisfy the condition at the time of the request",
     }
+    rows = _rows(scorers, asked, conditions, settings, users_out)
     return {"dataset": dataset, "artifact": opened.content_hash, "protocol": protocol, "rows": rows}
 
 
