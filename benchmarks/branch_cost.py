@@ -4,11 +4,12 @@
 
 Pure torch: runs on a CPU or a GPU. Every figure is a ratio inside one run, the two sides alternating:
 `latency`: query vectors of a batch for P conditions over those without a branch (the shared blocks
-alone); `step`: a training step with K heads over one with a single head, the last block being the head's.
+alone), and its milliseconds; `step`: a training step with K heads over one with a single head, the last
+block being the head's. With --threads 1 on a CPU by the process's own clock, so that other programs do
+not move the ratios by taking the core.
 """
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ import pyarrow as pa
 import torch
 
 from benchmarks.report import parser, publish, run
-from benchmarks.throughput import NUM_ITEMS, random_batch
+from benchmarks.throughput import NUM_ITEMS, own_seconds, random_batch
 from data.batch import Batch, to_device
 from modeling.build import build_retriever
 from modeling.retriever import Retriever
@@ -69,7 +70,7 @@ def measured(encoder: str, batch: Batch, device: str, rounds: int) -> dict[str, 
     training = _seconds(steps, device, rounds)
     return {
         "latency": {name: seconds / latency["shared"] for name, seconds in latency.items()},
-        "latency_shared_seconds": latency["shared"],
+        "latency_milliseconds": {name: 1e3 * seconds for name, seconds in latency.items()},
         "step": {name: seconds / training["K=1"] for name, seconds in training.items()},
         "step_seconds": training["K=1"],
     }
@@ -108,19 +109,13 @@ def _seconds(ways: dict[str, Callable[[], None]], device: str, rounds: int, repe
     found: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, way in ways.items():
-            _wait(device)
-            began = time.perf_counter()
+            began = own_seconds(torch.device(device))
             for _ in range(repeats):
                 way()
-            _wait(device)
+            seconds = own_seconds(torch.device(device)) - began
             if number:  # the first round warms up
-                found[name].append((time.perf_counter() - began) / repeats)
+                found[name].append(seconds / repeats)
     return {name: statistics.median(seconds) for name, seconds in found.items()}
-
-
-def _wait(device: str) -> None:
-    if device != "cpu":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

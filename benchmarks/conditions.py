@@ -2,15 +2,15 @@
 
     python -m benchmarks.conditions --artifact DIR --dataset DIR --json FILE
 
-The condition is one of the user's next item (oracle). Runs go beside the artifact's run; those that
-stand are not trained again.
+`--conditions`: oracle, one of the user's next item; favourite, the category that most of the history has; rare, one
+that the least of it has. The figures that compare ways are under the first of them. Runs go beside the artifact's run;
+those that stand are not trained again.
 """
 
 import shutil
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow.compute as pc
 
@@ -26,6 +26,9 @@ from serve.engine import Engine
 from serve.instructions import Wish
 
 KINDS = ("cgsa", "adaln", "head", "token")
+PLAIN = "no condition"  # the artifact that fine-tuning starts from
+TOLD = ("conditioned", "conditioned, filtered")
+CONDITIONS = ("oracle", "favourite", "rare")
 METRICS = ("hr@10", "hr@50", "ndcg@10", "cc@10", "cc@50", "fill@10", "fill@50")
 
 Table = dict[str, dict[str, float]]
@@ -38,25 +41,26 @@ def main() -> None:
     arguments.add_argument("--dataset", type=Path, required=True, help="prepared dataset that it was trained on")
     arguments.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, help="ways to take a condition")
     arguments.add_argument("overrides", nargs="*", metavar="a.b=c", help="laid over fine-tuning's settings")
+    arguments.add_argument("--conditions", nargs="+", default=["oracle"], choices=CONDITIONS)
     chosen = arguments.parse_args()
     kinds = chosen.kinds[:1] if chosen.quick else chosen.kinds
-    tuned = {kind: [fine_tuned(chosen.artifact, chosen.dataset, kind, 0, chosen.overrides)] for kind in kinds}
-    plain = conditional_table(chosen.dataset, [chosen.artifact])
-    tables = {kind: conditional_table(chosen.dataset, places) for kind, places in tuned.items()}
-    publish("conditions", {**compared(plain, tables), "pretrained": plain, "fine_tuned": tables}, chosen)
+    tuned = {kind: fine_tuned(chosen.artifact, chosen.dataset, kind, 0, chosen.overrides) for kind in kinds}
+    tables = conditional_tables(chosen.dataset, {PLAIN: chosen.artifact, **tuned}, chosen.conditions)
+    publish("conditions", {**compared(tables[chosen.conditions[0]]), "tables": tables}, chosen)
 
 
-def compared(plain: Table, tables: dict[str, Table]) -> dict[str, float]:
-    """Relative differences of HR@50 that the method stands or falls by."""
+def compared(tables: dict[str, Table]) -> dict[str, float]:
+    """Relative differences of HR@50 that the method stands or falls by, from the tables under one condition."""
     if "cgsa" not in tables:
         return {}
     told, filtered = tables["cgsa"]["conditioned"], tables["cgsa"]["conditioned, filtered"]
     figures = {
         f"cgsa_over_{kind}": told["hr@50"] / table["conditioned"]["hr@50"] - 1
         for kind, table in tables.items()
-        if kind != "cgsa"
+        if kind not in ("cgsa", PLAIN)
     }
-    return {**figures, "cgsa_prefilter_over_prefilter": filtered["hr@50"] / plain["plain, filtered"]["hr@50"] - 1}
+    prefiltered = tables[PLAIN]["plain, filtered"]["hr@50"]
+    return {**figures, "cgsa_prefilter_over_prefilter": filtered["hr@50"] / prefiltered - 1}
 
 
 def fine_tuned(start: Path, dataset: Path, kind: str, seed: int, overrides: Sequence[str]) -> Path:
@@ -81,20 +85,27 @@ def fine_tuned(start: Path, dataset: Path, kind: str, seed: int, overrides: Sequ
     return Path(trainer.train.run(recipe)["artifact"])
 
 
-def conditional_table(dataset: Path, artifacts: Sequence[Path]) -> Table:
-    """Every way to answer, means over the seeds."""
+def conditional_tables(
+    dataset: Path, artifacts: dict[str, Path], conditions: Sequence[str]
+) -> dict[str, dict[str, Table]]:
+    """By condition and artifact: the ways to answer, of a fine-tuned one those that it was tuned for."""
     recipe = {"evaluate": {"ks": [10, 50]}}
-    reports = [
-        trainer.conditional.run(str(place), str(dataset), condition="oracle", recipe=recipe)["rows"]
-        for place in artifacts
-    ]
-    table = {}
-    for rows in zip(*reports, strict=True):
-        means = {name: statistics.fmean(row[name] for row in rows) for name in METRICS}
-        if len(rows) > 1:
-            means["hr@50 deviation"] = statistics.stdev(row["hr@50"] for row in rows)
-        table[rows[0]["model"]] = means
-    return table
+    return {
+        condition: {
+            name: {
+                row["model"]: {metric: row[metric] for metric in METRICS}
+                for row in trainer.conditional.run(
+                    str(place),
+                    str(dataset),
+                    condition=cast(trainer.conditional.Choice, condition),
+                    recipe=recipe,
+                    only=None if name == PLAIN else TOLD,
+                )["rows"]
+            }
+            for name, place in artifacts.items()
+        }
+        for condition in conditions
+    }
 
 
 def hard_compliance(place: Path, artifact: Path, *, users: int = 200) -> float:

@@ -126,6 +126,18 @@ def _round(retriever: Retriever, optimizer: torch.optim.Optimizer, batch: Batch,
     return (_now(batch) - began) / steps
 
 
+def own_seconds(device: torch.device) -> float:
+    """A clock: the wall's, a GPU idle when it is read; with one torch thread on a CPU the process's own.
+
+    The process's own is not moved by other programs that take the core.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    elif torch.get_num_threads() == 1:
+        return time.process_time()
+    return time.perf_counter()
+
+
 def _now(batch: Batch) -> float:
     if batch["items_BL"].is_cuda:
         torch.cuda.synchronize()

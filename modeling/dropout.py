@@ -26,8 +26,10 @@ class Dropout(nn.Module):
         if not self.training or not self.dropped_bytes:
             return x
         words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(*_INT64)
-        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.dropped_bytes
-        return x * (kept.to(x.dtype) * (256 / (256 - self.dropped_bytes)))
+        drawn = words.view(torch.uint8)[: x.numel()].view(x.shape)
+        # 1 from `dropped_bytes` on, 0 below, all in bytes: a comparison and its conversion take three times as long.
+        kept = drawn.clamp_(self.dropped_bytes - 1, self.dropped_bytes).sub_(self.dropped_bytes - 1)
+        return x * kept.to(x.dtype).mul_(256 / (256 - self.dropped_bytes))
 
     def extra_repr(self) -> str:
         """Shown by `print(module)`."""

@@ -74,11 +74,14 @@ class _SampledSoftmax(torch.autograd.Function):
         to_queries, to_targets = torch.empty_like(queries), torch.empty_like(targets)
         to_negatives = torch.zeros_like(negatives)
         rows = max(MIN_TARGETS_PER_CHUNK, LOGITS_PER_CHUNK.get(queries.device.type, 2**20) // num_negatives)
-        for first in range(0, num_targets, rows):
+        row_M, column_M = positives_among(positive_rows_EK, negative_rows_N)
+        starts = torch.arange(0, num_targets + rows, rows, device=row_M.device)
+        bounds = torch.searchsorted(row_M, starts).tolist()
+        for number, first in enumerate(range(0, num_targets, rows)):
             part = slice(first, first + rows)
             logits = torch.addmm(-negative_log_q_N, queries[part], negatives.T)
-            for positive_E in positive_rows_EK[part].T:
-                logits.masked_fill_(positive_E[:, None] == negative_rows_N, float("-inf"))
+            met = slice(bounds[number], bounds[number + 1])
+            logits[row_M[met] - first, column_M[met]] = float("-inf")
             largest = torch.maximum(logits.amax(1), target_logit_E[part])
             weights = logits.sub_(largest[:, None]).exp_()
             target_weight = (target_logit_E[part] - largest).exp_()
@@ -102,6 +105,22 @@ class _SampledSoftmax(torch.autograd.Function):
         (gradient,) = gradients
         by_inputs = ctx.saved_tensors  # type: ignore[attr-defined]  # torch's types do not know it
         return (*[gradient * by_input for by_input in by_inputs], None, None, None, None, None)
+
+
+def positives_among(
+    positive_rows_EK: Int[Tensor, "E K"], negative_rows_N: Int[Tensor, "N"]
+) -> tuple[Int[Tensor, "M"], Int[Tensor, "M"]]:
+    """Where a negative is one of a row's positives: M rows, ascending, and the negatives' places.
+
+    They are few, so finding them costs a fraction of a comparison of all E x N pairs.
+    """
+    ordered_N, places_N = negative_rows_N.sort()
+    positives = positive_rows_EK.flatten()
+    firsts = torch.searchsorted(ordered_N, positives)
+    counts = torch.searchsorted(ordered_N, positives, right=True) - firsts
+    which_M = torch.repeat_interleave(counts)
+    nth_M = torch.arange(len(which_M), device=which_M.device) - (counts.cumsum(0) - counts)[which_M]
+    return which_M // positive_rows_EK.shape[1], places_N[firsts[which_M] + nth_M]
 
 
 def full_softmax(

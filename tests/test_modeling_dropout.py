@@ -17,6 +17,14 @@ def test_the_stated_share_is_dropped_and_the_rest_scaled_up(share: float) -> Non
     assert dropped.mean().item() == pytest.approx(1, abs=3e-3)
 
 
+def test_a_byte_below_the_share_drops_and_any_other_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    every_byte = torch.arange(256, dtype=torch.uint8)
+    monkeypatch.setattr(torch.Tensor, "random_", lambda words, *_: words.copy_(every_byte.view(torch.int64)))
+    for dropped_bytes in (1, 26, 128, 255):
+        kept = torch.where(every_byte >= dropped_bytes, 256 / (256 - dropped_bytes), 0.0)
+        torch.testing.assert_close(Dropout(dropped_bytes / 256)(torch.ones(256)), kept)
+
+
 def test_every_place_of_a_word_is_dropped_equally_often() -> None:
     torch.manual_seed(0)
     dropped_by_place = (Dropout(0.5)(torch.ones(100_000, 8)) == 0).double().mean(0)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from modeling.losses import LOGITS_PER_CHUNK, full_softmax, sampled_softmax
+from modeling.losses import LOGITS_PER_CHUNK, full_softmax, positives_among, sampled_softmax
 from modeling.negatives import EveryItem, NegativeSampler
 
 
@@ -31,19 +31,22 @@ def test_with_the_whole_catalogue_as_negatives_the_loss_is_full_softmax() -> Non
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("num_heads", [1, 3])
 @pytest.mark.parametrize("logits_per_chunk", [1, 7 * 31, 10**6])
 def test_loss_and_gradients_equal_those_of_the_plain_formula_in_chunks_of_any_size(
-    logits_per_chunk: int, monkeypatch: pytest.MonkeyPatch
+    logits_per_chunk: int, num_heads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(LOGITS_PER_CHUNK, "cpu", logits_per_chunk)
     vectors = [unit_vectors(rows, 8, seed=rows).requires_grad_() for rows in (50, 50, 31)]
     query_ED, target_ED, negative_ND = vectors
     draw = torch.Generator().manual_seed(0)
-    targets_E, negatives_N = torch.randint(1, 20, (50,), generator=draw), torch.randint(1, 20, (31,), generator=draw)
+    positives_EK = torch.randint(0, 20, (50, num_heads), generator=draw)  # 0 = none
+    positives_EK[:, 0] = torch.randint(1, 20, (50,), generator=draw)
+    targets_E, negatives_N = positives_EK[:, 0], torch.randint(1, 20, (31,), generator=draw)
     log_q_V = torch.randn(20, generator=draw)
     found = sampled_softmax(
         *vectors,
-        positive_rows_EK=targets_E[:, None],
+        positive_rows_EK=positives_EK,
         negative_rows_N=negatives_N,
         target_log_q_E=log_q_V[targets_E],
         negative_log_q_N=log_q_V[negatives_N],
@@ -51,7 +54,7 @@ def test_loss_and_gradients_equal_those_of_the_plain_formula_in_chunks_of_any_si
     )
     target_logit_E = (query_ED * target_ED).sum(-1) / 0.05 - log_q_V[targets_E]
     logits_EN = query_ED @ negative_ND.T / 0.05 - log_q_V[negatives_N]
-    logits_EN = logits_EN.masked_fill(targets_E[:, None] == negatives_N, float("-inf"))
+    logits_EN = logits_EN.masked_fill((positives_EK[:, :, None] == negatives_N).any(1), float("-inf"))
     expected = functional.cross_entropy(torch.cat([target_logit_E[:, None], logits_EN], 1), torch.zeros(50).long())
     # Sums of 31 exponentials in float32, in another order.
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -83,6 +86,22 @@ def test_a_negative_that_is_the_target_is_left_out() -> None:
         temperature=0.1,
     )
     assert loss.item() == 0
+
+
+@pytest.mark.parametrize(
+    ("num_targets", "num_heads", "num_items"), [(1, 1, 2), (40, 1, 12), (40, 3, 12), (9, 2, 10**6)]
+)
+def test_positives_among_the_negatives_are_those_of_a_comparison_of_all_pairs(
+    num_targets: int, num_heads: int, num_items: int
+) -> None:
+    draw = torch.Generator().manual_seed(num_targets + num_heads)
+    positives_EK = torch.randint(0, num_items, (num_targets, num_heads), generator=draw)  # 0 = none
+    negatives_N = torch.randint(1, num_items, (31,), generator=draw)  # with repetitions, where items are few
+    row_M, column_M = positives_among(positives_EK, negatives_N)
+    found = torch.zeros(num_targets, 31, dtype=torch.bool)
+    found[row_M, column_M] = True
+    assert torch.equal(found, (positives_EK[:, :, None] == negatives_N).any(1))
+    assert torch.equal(row_M, row_M.sort().values)
 
 
 @pytest.mark.parametrize(("num_uniform", "num_in_batch"), [(64, 0), (0, 64), (32, 32)])

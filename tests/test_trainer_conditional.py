@@ -111,6 +111,10 @@ def test_an_artifact_without_conditions_is_measured_by_filters_alone(world: Worl
     report = trainer.conditional.run(str(plain.directory), str(dataset.directory), condition="favourite")
     assert not any(row["model"].startswith("conditioned") for row in report["rows"])
     assert Conditions.of(plain.catalogue()).names == ["even", "odd", "tenth"]
+    [row] = trainer.conditional.run(
+        str(plain.directory), str(dataset.directory), condition="favourite", only=["plain", "conditioned"]
+    )["rows"]
+    assert row == next(every for every in report["rows"] if every["model"] == "plain")
 
 
 def test_inspect_shows_history_mask_and_answers(world: World, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ conditioned                 the model that was told the condition
 conditioned, filtered       the same among the items that satisfy it
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -61,6 +61,7 @@ def run(
     recipe: Recipe | None = None,
     users_out: str | None = None,
     seed: int = 0,
+    only: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """Evaluate an artifact under conditions.
 
@@ -71,6 +72,7 @@ def run(
         recipe: its `evaluate` section holds cut-offs and protocol.
         users_out: directory to write, with `NAME.parquet` per row: the metrics of every user.
         seed: of the conditions that are drawn.
+        only: names of the rows to measure, as far as the artifact has them; all by default.
 
     Returns:
         `protocol` and `rows`: accuracy, `cc@k` (of the shown items, those that satisfy the condition),
@@ -83,8 +85,7 @@ def run(
     stated = read_section(recipe or {}, "evaluate", EvaluateSettings)
     opened, prepared = Artifact.open(artifact), PreparedDataset.open(dataset)
     opened.check_dataset(prepared)
-    settings = settled(stated, prepared)
-    conditions = opened.conditions()
+    settings, conditions = settled(stated, prepared), opened.conditions()
     if not conditions.names:
         raise ArtifactMismatch(f"{artifact}: its catalogue names no category, so there is no condition to ask under")
     everyone = split_cases(
@@ -99,7 +100,7 @@ def run(
     if not asked:
         raise DatasetError(f"{dataset}: no user has a {split} target under such a condition")
     ways = Ways(opened.load_retriever(), conditions, prepared, settings, max_events=opened.max_events)
-    rows = _rows(ways, asked, conditions, settings, users_out)
+    scorers = {name: scorer for name, scorer in ways.scorers().items() if only is None or name in only}
     protocol = {
         "split": split,
         "condition": condition,
@@ -109,11 +110,12 @@ def run(
         "conditions": len(conditions.names),
         "targets": "those that satisfy the condition at the time of the request",
     }
+    rows = _rows(scorers, asked, conditions, settings, users_out)
     return {"dataset": dataset, "artifact": opened.content_hash, "protocol": protocol, "rows": rows}
 
 
 def _rows(
-    ways: "Ways",
+    scorers: dict[str, Scorer],
     asked: list[ConditionedCases],
     conditions: Conditions,
     settings: EvaluateSettings,
@@ -121,7 +123,7 @@ def _rows(
 ) -> list[dict[str, Any]]:
     rows = []
     with nullcontext() if users_out is None else published_directory(users_out) as directory:
-        for name, scorer in ways.scorers().items():
+        for name, scorer in scorers.items():
             compliance, metrics = Compliance(conditions, settings.ks), UserMetrics()
             totals = evaluate_cases(
                 scorer,
