@@ -27,7 +27,8 @@ from data.storage import file_hash
 from modeling.build import build_retriever
 from modeling.row_optimizers import LazyAdam, RowwiseAdagrad
 from modeling.settings import ModelSettings
-from modeling.sharded_table import BLOCK, ShardedTable, merge_table_files
+from modeling.sharded_table import ShardedTable
+from modeling.table_files import BLOCK, merge_table_files
 from serve.index.on_faiss import build_index, set_search_threads, write_index
 from serve.settings import FlatSettings, IvfSettings
 

@@ -31,7 +31,7 @@ from data.vocabulary import Vocabulary
 from modeling.build import build_retriever
 from modeling.retriever import Retriever
 from modeling.settings import ModelSettings
-from modeling.sharded_table import merge_table_files
+from modeling.table_files import merge_table_files
 
 KIND = "artifact"
 FORMAT_VERSION = 3
@@ -154,7 +154,11 @@ class Artifact:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The state of the retriever, item vectors included."""
-        return {**load_file(self.directory / WEIGHTS), **load_file(self.directory / ITEMS)}
+        return {**self.dense_weights(), **load_file(self.directory / ITEMS)}
+
+    def dense_weights(self) -> dict[str, torch.Tensor]:
+        """The state of the retriever but for the item table, whose size is that of the catalogue."""
+        return load_file(self.directory / WEIGHTS)
 
     def check_dataset(self, dataset: PreparedDataset) -> None:
         """Refuse a dataset whose item rows are not those of the artifact.

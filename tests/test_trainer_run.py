@@ -15,6 +15,9 @@ import trainer.train
 from data.dataset import PreparedDataset
 from data.errors import DatasetError, MachineError, NonFiniteLoss, RecipeError, TrainingError
 from data.storage import MANIFEST, write_json
+from modeling.artifact import ITEM_WEIGHT, Artifact
+from modeling.table_files import BLOCK
+from tests.small_world import NUM_ITEMS, write_artifact, write_dataset
 from tests.training_runs import check_complete, checkpoints, recipe, training_workers
 from trainer.checkpoints import LOOP, WEIGHTS, what_is_missing
 from trainer.settings import WorkerSettings
@@ -146,3 +149,25 @@ def test_every_item_as_a_negative_and_a_sharded_table_exclude_each_other(tmp_pat
     with pytest.raises(RecipeError, match="needs every item on every worker"):
         trainer.train.run(settings)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.ray
+def test_a_sharded_run_over_new_items_leaves_the_rows_that_an_artifact_froze(ray_session: None, tmp_path: Path) -> None:
+    artifact = write_artifact(tmp_path / "begun", write_dataset(tmp_path / "old"))
+    write_dataset(tmp_path / "dataset", num_users=60, num_items=NUM_ITEMS + BLOCK)
+    settings = recipe(
+        tmp_path,
+        epochs=1,
+        start_from=str(artifact.directory),
+        frozen="backbone",
+        item_table={"kind": "sharded"},
+        engine={"zero_stage": 1},
+    )
+    settings["model"] = artifact.settings.model_dump(mode="json")
+    summary = trainer.train.run(settings)
+    begun, ended = artifact.weights(), Artifact.open(summary["artifact"]).weights()
+    assert ended[ITEM_WEIGHT].shape == (NUM_ITEMS + BLOCK + 1, 16)
+    assert torch.equal(ended[ITEM_WEIGHT][: NUM_ITEMS + 1], begun[ITEM_WEIGHT])
+    assert torch.equal(ended["encoder.positions.weight"], begun["encoder.positions.weight"])
+    branch = {name for name in begun if name.startswith("branches.0.")}
+    assert any(not torch.equal(ended[name], begun[name]) for name in branch)
