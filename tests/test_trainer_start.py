@@ -8,13 +8,15 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor
+from torch.nn import functional
 
 from data.dataset import PreparedDataset
 from data.errors import ArtifactMismatch, TrainingError
 from modeling.artifact import ITEM_WEIGHT, ITEMS, Artifact, save_artifact
 from modeling.build import build_retriever
+from modeling.hashed_table import HashedTable, id_hashes, row_hashes
 from modeling.retriever import Retriever
-from modeling.settings import ConditionSettings, ModelSettings, PredictionSettings
+from modeling.settings import ConditionSettings, HashedItems, ModelSettings, PredictionSettings
 from modeling.table_files import BLOCK
 from tests.ports import free_port
 from tests.ranks import join_ranks
@@ -91,6 +93,37 @@ def test_items_that_are_new_since_the_artifact_begin_fresh_and_the_others_go_on(
     old_VD = artifact.load_retriever().item_vectors(torch.arange(NUM_ITEMS + 1))
     assert torch.equal(found_VD[: NUM_ITEMS + 1], old_VD)
     assert torch.equal(found_VD[NUM_ITEMS + 1 :], fresh_VD[NUM_ITEMS + 1 :])
+
+
+HASHED = HashedItems(kind="hashed", quotient_rows=6, remainder_rows=8)
+
+
+def test_hashed_items_go_on_and_a_new_item_has_the_vector_of_its_id(dataset: PreparedDataset, tmp_path: Path) -> None:
+    begun = write_artifact(tmp_path / "hashed", dataset, items=HASHED)
+    grown = write_dataset(tmp_path / "grown", num_items=NUM_ITEMS + 5)
+    check_start(str(begun.directory), begun.settings, grown)
+    item_ids = grown.vocabulary().item_ids
+    torch.manual_seed(7)
+    retriever = build_retriever(
+        begun.settings, num_rows=NUM_ITEMS + 6, num_actions=len(ACTIONS), item_hashes=row_hashes(item_ids)
+    )
+    start_from(str(begun.directory), retriever, frozen="backbone")
+    old = begun.load_retriever()
+    rows = torch.arange(NUM_ITEMS + 6)
+    assert torch.equal(retriever.item_vectors(rows[: NUM_ITEMS + 1]), old.item_vectors(rows[: NUM_ITEMS + 1]))
+    assert isinstance(old.items, HashedTable)
+    of_ids = old.items.compose(torch.from_numpy(id_hashes(item_ids[NUM_ITEMS:])))
+    assert torch.equal(retriever.item_vectors(rows[NUM_ITEMS + 1 :]), functional.normalize(of_ids, dim=-1))
+    learning = {name.split(".")[0] for name, value in retriever.named_parameters() if value.requires_grad}
+    assert learning == {"branches"}
+
+
+def test_rows_and_hashed_items_do_not_go_on_with_each_other(dataset: PreparedDataset, artifact: Artifact) -> None:
+    hashed = artifact.settings.model_copy(update={"items": HASHED})
+    with pytest.raises(
+        ArtifactMismatch, match=r"model.items is .*'hashed'.*, but .* has .*'rows'.*; keep the artifact"
+    ):
+        check_start(str(artifact.directory), hashed, dataset)
 
 
 def _sharded(artifact: Artifact, num_items: int, *, seed: int = 3) -> tuple[Table, Retriever]:

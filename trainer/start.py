@@ -28,7 +28,7 @@ def check_start(directory: str, model: ModelSettings, dataset: PreparedDataset) 
     artifact = Artifact.open(directory)
     _check_rows(artifact, dataset)
     _check_conditions(artifact, model, dataset)
-    for name in ("width", "max_events", "use_actions", "encoder"):
+    for name in ("width", "items", "max_events", "use_actions", "encoder"):
         found, expected = getattr(model, name), getattr(artifact.settings, name)
         if found != expected:
             raise ArtifactMismatch(
@@ -69,8 +69,8 @@ def _check_conditions(artifact: Artifact, model: ModelSettings, dataset: Prepare
 def start_from(directory: str, retriever: Retriever, *, frozen: Literal["nothing", "backbone"]) -> None:
     """Take over an artifact's weights; what it lacks keeps its fresh weights. Call `check_start` first.
 
-    A head that the artifact lacks begins as its first; items that it lacks keep their fresh vectors. Of the vectors
-    for a sharded table every rank reads its own.
+    A head that the artifact lacks begins as its first; items that it lacks keep their fresh vectors, or, where vectors
+    come from hashes, have that of their id. Of the vectors for a sharded table every rank reads its own.
     """
     artifact, items, state = Artifact.open(directory), retriever.items, retriever.state_dict()
     if isinstance(items, ShardedTable):
@@ -78,9 +78,10 @@ def start_from(directory: str, retriever: Retriever, *, frozen: Literal["nothing
         items.begin(artifact.directory / ITEMS, ITEM_WEIGHT)
     else:
         weights = artifact.weights()
-        items_VD = state[ITEM_WEIGHT].clone()
-        items_VD[: len(weights[ITEM_WEIGHT])] = weights[ITEM_WEIGHT]
-        weights[ITEM_WEIGHT] = items_VD
+        if ITEM_WEIGHT in state:
+            items_VD = state[ITEM_WEIGHT].clone()
+            items_VD[: len(weights[ITEM_WEIGHT])] = weights[ITEM_WEIGHT]
+            weights[ITEM_WEIGHT] = items_VD
     for name in state:
         if name.startswith("branches.") and name not in weights:
             _, _, rest = name.split(".", 2)
@@ -91,7 +92,7 @@ def start_from(directory: str, retriever: Retriever, *, frozen: Literal["nothing
         if isinstance(items, ShardedTable):
             items.frozen = True
         else:
-            retriever.get_parameter(ITEM_WEIGHT).requires_grad_(False)
+            retriever.get_submodule("items").requires_grad_(False)
 
 
 def _plain(value: object) -> object:
