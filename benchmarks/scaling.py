@@ -27,7 +27,8 @@ from data.storage import file_hash
 from modeling.build import build_retriever
 from modeling.row_optimizers import LazyAdam, RowwiseAdagrad
 from modeling.settings import ModelSettings
-from modeling.sharded_table import BLOCK, ShardedTable, merge_table_files
+from modeling.sharded_table import ShardedTable
+from modeling.table_files import BLOCK, merge_table_files
 from serve.index.on_faiss import set_search_threads
 from serve.index.store import ON_FAISS, build_index, write_files
 from serve.settings import FlatSettings, IvfSettings

@@ -1,7 +1,7 @@
 """The artifact: the directory that training writes and evaluation, indexing and serving read.
 
 DIR/manifest.json         hashes of the files below, content hash, where the weights came from
-DIR/items.safetensors     the item table
+DIR/items.safetensors     the item table, or what its vectors are composed from
 DIR/model.safetensors     all other weights
 DIR/settings.json         model settings, table sizes, action names
 DIR/vocabulary.parquet    item ids in row order
@@ -29,15 +29,17 @@ from data.storage import MANIFEST, directory_hashes, published_directory, read_m
 from data.vocabulary import FILE_NAME as VOCABULARY
 from data.vocabulary import Vocabulary
 from modeling.build import build_retriever
+from modeling.hashed_table import row_hashes
 from modeling.retriever import Retriever
 from modeling.settings import ModelSettings
-from modeling.sharded_table import merge_table_files
+from modeling.table_files import merge_table_files
 
 KIND = "artifact"
 FORMAT_VERSION = 3
 WEIGHTS = "model.safetensors"
 ITEMS = "items.safetensors"
-ITEM_WEIGHT = "items.weight"
+ITEM_PREFIX = "items."
+ITEM_WEIGHT = "items.weight"  # of a model whose items have a row each
 SETTINGS = "settings.json"
 
 
@@ -64,7 +66,8 @@ def save_artifact(
     with published_directory(directory, replace=replace) as aside:
         stored = {name: value.detach().float().contiguous().cpu() for name, value in weights.items()}
         if table is None:
-            save_file({ITEM_WEIGHT: stored.pop(ITEM_WEIGHT)}, aside / ITEMS)
+            names = [name for name in stored if name.startswith(ITEM_PREFIX)]
+            save_file({name: stored.pop(name) for name in names}, aside / ITEMS)
         else:
             merge_table_files(table, aside / ITEMS, ITEM_WEIGHT)
         save_file(stored, aside / WEIGHTS)
@@ -146,15 +149,24 @@ class Artifact:
     def load_retriever(self, device: str | torch.device = "cpu") -> Retriever:
         """The retriever with its weights, in evaluation mode; it answers but cannot train."""
         catalogue = self.catalogue() if self.settings.condition else None
+        hashed = self.settings.items.kind == "hashed"
         retriever = build_retriever(
-            self.settings, num_rows=self.num_rows, num_actions=len(self.actions), catalogue=catalogue
+            self.settings,
+            num_rows=self.num_rows,
+            num_actions=len(self.actions),
+            catalogue=catalogue,
+            item_hashes=row_hashes(self.vocabulary().item_ids) if hashed else None,
         )
         retriever.load_state_dict(self.weights())
         return retriever.to(device).eval()
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The state of the retriever, item vectors included."""
-        return {**load_file(self.directory / WEIGHTS), **load_file(self.directory / ITEMS)}
+        """The state of the retriever, item table included."""
+        return {**self.dense_weights(), **load_file(self.directory / ITEMS)}
+
+    def dense_weights(self) -> dict[str, torch.Tensor]:
+        """The state of the retriever but for the item table, whose size is that of the catalogue."""
+        return load_file(self.directory / WEIGHTS)
 
     def check_dataset(self, dataset: PreparedDataset) -> None:
         """Refuse a dataset whose item rows are not those of the artifact.

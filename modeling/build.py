@@ -9,6 +9,7 @@ from data.conditions import Conditions
 from modeling.conditioning import CONDITIONERS, Conditioning, ConditionTable
 from modeling.encoder import Encoder
 from modeling.foresight import LinearHeads, Prediction
+from modeling.hashed_table import HashedTable
 from modeling.hstu import HstuBlock
 from modeling.item_table import ItemTable, WholeTable
 from modeling.negatives import EveryItem, Negatives, NegativeSampler
@@ -16,8 +17,10 @@ from modeling.retriever import Retriever
 from modeling.sasrec import SasrecBlock
 from modeling.settings import (
     AllNegatives,
+    HashedItems,
     HstuSettings,
     InBatchNegatives,
+    ItemRows,
     MixedNegatives,
     ModelSettings,
     SasrecSettings,
@@ -34,6 +37,7 @@ def build_retriever(
     num_actions: int,
     train_counts: npt.ArrayLike | None = None,
     catalogue: pa.Table | None = None,
+    item_hashes: npt.ArrayLike | None = None,
     items: ItemTable | None = None,
 ) -> Retriever:
     """Build an untrained retriever.
@@ -43,7 +47,8 @@ def build_retriever(
         num_actions: distinct actions of the dataset.
         train_counts: training events per item row; without it the retriever answers but cannot train.
         catalogue: of the dataset or artifact; needed for a model with conditions.
-        items: the item table; None for a new one that is a weight of the model.
+        item_hashes: of each row (`modeling.hashed_table.row_hashes`); needed for a model with hashed items.
+        items: the item table; None for a new one that belongs to the model's weights.
     """
     encoder = Encoder(
         [_block(settings) for _ in range(settings.encoder.blocks - 1)],
@@ -55,7 +60,7 @@ def build_retriever(
     prediction = settings.prediction
     linear = prediction.branch == "linear"
     return Retriever(
-        items=WholeTable(num_rows, settings.width) if items is None else items,
+        items=_items(settings, num_rows, item_hashes) if items is None else items,
         width=settings.width,
         encoder=encoder,
         branches=[_block(settings) for _ in range(1 if linear else prediction.heads)],
@@ -66,6 +71,20 @@ def build_retriever(
         sampler=None if train_counts is None else _negatives(settings, torch.as_tensor(train_counts)),
         temperature=settings.temperature,
     )
+
+
+def _items(settings: ModelSettings, num_rows: int, item_hashes: npt.ArrayLike | None) -> ItemTable:
+    match settings.items:
+        case ItemRows():
+            return WholeTable(num_rows, settings.width)
+        case HashedItems() as hashed:
+            assert item_hashes is not None  # callers who know of hashed items hand over the hashes
+            return HashedTable(
+                torch.as_tensor(item_hashes),
+                settings.width,
+                quotient_rows=hashed.quotient_rows,
+                remainder_rows=hashed.remainder_rows,
+            )
 
 
 def _conditioning(settings: ModelSettings, catalogue: pa.Table | None) -> Conditioning | None:

@@ -72,6 +72,39 @@ class AllNegatives(Settings):
     kind: Literal["all"]
 
 
+class ItemRows(Settings):
+    """Every item has a vector of its own."""
+
+    kind: Literal["rows"] = "rows"
+
+
+class HashedItems(Settings):
+    """Vectors are composed from the hash of an item's id, out of tables that do not grow with the catalogue.
+
+    They have 2 (quotient_rows + remainder_rows) rows in all.
+    """
+
+    kind: Literal["hashed"]
+    quotient_rows: int = Field(8192, ge=2, description="rows of each of the two quotient tables")
+    remainder_rows: int = Field(8192, ge=2, description="rows of each of the two remainder tables")
+
+    @model_validator(mode="after")
+    def _fit_half_a_hash(self) -> "HashedItems":
+        pairs = self.quotient_rows * self.remainder_rows
+        if pairs > 2**32:
+            raise ValueError(
+                f"quotient_rows x remainder_rows is {pairs}, and half a hash has 2^32 values, so that some rows would "
+                "never be used; lower one of them"
+            )
+        return self
+
+    @property
+    def num_vectors(self) -> int:
+        """Different vectors that can be composed: one for each pair of numbers."""
+        return (self.quotient_rows * self.remainder_rows) ** 2
+
+
+ItemsSettings = Annotated[ItemRows | HashedItems, Field(discriminator="kind")]
 EncoderSettings = Annotated[HstuSettings | TransformerSettings | SasrecSettings, Field(discriminator="kind")]
 NegativesSettings = Annotated[
     UniformNegatives | InBatchNegatives | MixedNegatives | AllNegatives, Field(discriminator="kind")
@@ -146,6 +179,7 @@ class ModelSettings(Settings):
     width: int = Field(64, ge=1, description="width of item and query vectors (D)")
     max_events: int = Field(200, ge=1, description="events of a history that the model sees (L)")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of activations dropped in training")
+    items: ItemsSettings = Field(ItemRows(), description="where an item's vector comes from")
     use_actions: bool = Field(False, description="add an embedding of each event's action to the input")
     encoder: EncoderSettings = Field(HstuSettings(), description="the blocks; the last of them is that of a head")
     prediction: PredictionSettings = Field(PredictionSettings(), description="what each position predicts")

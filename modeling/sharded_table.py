@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
@@ -32,10 +31,7 @@ from torch.nn import functional
 from data.errors import TrainingError
 from modeling.item_table import INITIAL_DEVIATION
 from modeling.row_optimizers import RowOptimizer
-
-# Rows that stay together: block b belongs to rank b mod W. Popular items, which often have neighbouring rows, are
-# spread over the ranks, and a block's first values do not depend on how many ranks there are.
-BLOCK = 64
+from modeling.table_files import BLOCK, num_blocks, table_files
 
 
 @dataclass
@@ -58,7 +54,8 @@ class ShardedTable:
     """This rank's rows of a table of `num_rows` x `width`, and the way to everyone else's.
 
     Row 0 is padding: always zero, never trained. The mean over the ranks of their gradients is
-    what a step takes, as DeepSpeed and DDP do for the dense part.
+    what a step takes, as DeepSpeed and DDP do for the dense part. A table that is `frozen` (on all
+    ranks) gives vectors and takes no gradients.
 
     Args:
         optimizer: updates rows; holds its state for this rank's rows alone.
@@ -82,10 +79,11 @@ class ShardedTable:
         self.optimizer = optimizer
         self.group = group
         self.rank, self.world = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
-        self.blocks_G = torch.arange(self.rank, _num_blocks(num_rows), self.world)
+        self.blocks_G = torch.arange(self.rank, num_blocks(num_rows), self.world)
         self.vectors_RD = torch.empty(len(self.blocks_G) * BLOCK, width, dtype=dtype, device=device)
         self._initialise(seed)
         optimizer.allocate(len(self.vectors_RD), width, device)
+        self.frozen = False
         self._held: list[Held] = []
         self._gradients: list[tuple[Tensor, Tensor]] = []
 
@@ -128,7 +126,7 @@ class ShardedTable:
         vectors_UD = torch.empty_like(fetched_UD, dtype=torch.float32)
         vectors_UD[order_U] = fetched_UD.float()
         held = Held(rows_U, vectors_UD, order_U, sent_W, received_W, asked_M)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not self.frozen:
             vectors_UD.requires_grad_()
             self._held.append(held)
         return held
@@ -192,8 +190,8 @@ class ShardedTable:
                 facts = json.loads(file.metadata()["facts"])
                 self._check(path, facts)
                 self.optimizer.steps = facts["steps"]
-                blocks_H = torch.arange(facts["rank"], _num_blocks(facts["num_rows"]), facts["world"])
-                mine_H = (blocks_H % self.world == self.rank) & (blocks_H < _num_blocks(self.num_rows))
+                blocks_H = torch.arange(facts["rank"], num_blocks(facts["num_rows"]), facts["world"])
+                mine_H = (blocks_H % self.world == self.rank) & (blocks_H < num_blocks(self.num_rows))
                 if not mine_H.any():
                     continue
                 places_H = blocks_H[mine_H] // self.world
@@ -203,6 +201,26 @@ class ShardedTable:
                     stored = file.get_tensor(name).unflatten(0, (-1, BLOCK))[mine_H].flatten(0, 1)
                     rows_Q = (places_H[:, None] * BLOCK + torch.arange(BLOCK)).flatten()[real]
                     own[rows_Q.to(own.device)] = stored[real].to(own)
+
+    def begin(self, path: Path, name: str) -> None:
+        """Take over rows of a whole table; the file's others stay on the disk. Rows that it lacks stay as they are.
+
+        Args:
+            path: a safetensors file, such as an artifact's; one block of it is read at a time.
+            name: of its tensor [rows, width].
+
+        Raises:
+            TrainingError: it has more rows, or another width.
+        """
+        with safe_open(path, framework="pt") as file:
+            stored_VD = file.get_slice(name)
+            num_rows, width = stored_VD.get_shape()
+            self._check(path, {"num_rows": num_rows, "width": width, "block": BLOCK})
+            for place, block in enumerate(self.blocks_G.tolist()):
+                if block * BLOCK >= num_rows:
+                    return
+                rows_BD = stored_VD[block * BLOCK : min(num_rows, (block + 1) * BLOCK)]
+                self.vectors_RD[place * BLOCK :][: len(rows_BD)] = rows_BD.to(self.vectors_RD)
 
     def _check(self, path: Path, facts: dict[str, int]) -> None:
         if facts["width"] != self.width or facts["block"] != BLOCK or facts["num_rows"] > self.num_rows:
@@ -227,56 +245,6 @@ class ShardedTable:
             group=self.group,
         )
         return out.view(sent.dtype).view(-1, *sent.shape[1:])
-
-
-def table_files(directory: str | Path) -> list[Path]:
-    """The files of a table, one per rank that wrote it.
-
-    Raises:
-        TrainingError: there are none, or some are missing.
-    """
-    paths = sorted(Path(directory).glob("table-*-of-*.safetensors"))
-    world = int(paths[0].stem.rpartition("-of-")[2]) if paths else 0
-    expected = [f"table-{rank:05d}-of-{world:05d}.safetensors" for rank in range(world)]
-    found = [path.name for path in paths]
-    if not paths or found != expected:
-        raise TrainingError(
-            f"{directory}: found {', '.join(found) or 'no file of an item table'}, expected the files of all ranks of "
-            "one run; take an older checkpoint"
-        )
-    return paths
-
-
-def merge_table_files(directory: str | Path, path: Path, name: str) -> None:
-    """Write the vectors of all ranks' files as one float32 tensor, in row order.
-
-    One file of one rank is in memory at a time.
-
-    Raises:
-        TrainingError: files are missing.
-    """
-    paths = table_files(directory)
-    with safe_open(paths[0], framework="pt") as file:
-        facts = json.loads(file.metadata()["facts"])
-    num_rows, width = facts["num_rows"], facts["width"]
-    header = json.dumps({name: {"dtype": "F32", "shape": [num_rows, width], "data_offsets": [0, num_rows * width * 4]}})
-    header += " " * (-len(header) % 8)
-    with path.open("wb") as out:  # the format of safetensors: length of the header, header, numbers
-        out.write(len(header).to_bytes(8, "little") + header.encode())
-        out.truncate(out.tell() + num_rows * width * 4)
-    vectors_VD = np.memmap(path, np.float32, "r+", offset=8 + len(header), shape=(num_rows, width))
-    for source in paths:
-        with safe_open(source, framework="pt") as file:
-            facts = json.loads(file.metadata()["facts"])
-            vectors_RD = file.get_tensor("vectors").float().numpy()
-        for place, block in enumerate(range(facts["rank"], _num_blocks(num_rows), facts["world"])):
-            rows = slice(block * BLOCK, min(num_rows, (block + 1) * BLOCK))
-            vectors_VD[rows] = vectors_RD[place * BLOCK :][: rows.stop - rows.start]
-    vectors_VD.flush()
-
-
-def _num_blocks(num_rows: int) -> int:
-    return -(-num_rows // BLOCK)
 
 
 def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:

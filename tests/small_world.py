@@ -13,7 +13,15 @@ from data.storage import MANIFEST, directory_hashes, published_directory, write_
 from data.vocabulary import Vocabulary
 from modeling.artifact import Artifact, save_artifact
 from modeling.build import build_retriever
-from modeling.settings import ConditionSettings, HstuSettings, ModelSettings, TransformerSettings
+from modeling.hashed_table import row_hashes
+from modeling.settings import (
+    ConditionSettings,
+    HashedItems,
+    HstuSettings,
+    ItemRows,
+    ModelSettings,
+    TransformerSettings,
+)
 
 NUM_ITEMS = 60
 MAX_EVENTS = 8
@@ -104,19 +112,36 @@ def write_artifact(
     needs_times: bool = True,
     num_twins: int = 0,
     condition: ConditionSettings | None = None,
+    items: HashedItems | None = None,
 ) -> Artifact:
-    """An artifact with random weights; the first `num_twins` items share one vector, so they always tie."""
+    """An artifact with random weights; the first `num_twins` items share one vector, so they always tie.
+
+    Args:
+        items: how vectors come from hashes; None for a row per item.
+    """
     torch.manual_seed(seed)
     encoder = HstuSettings(blocks=1, query_width=8, value_width=8) if needs_times else TransformerSettings(blocks=1)
-    settings = ModelSettings(width=16, max_events=MAX_EVENTS, use_actions=True, encoder=encoder, condition=condition)
+    settings = ModelSettings(
+        width=16,
+        max_events=MAX_EVENTS,
+        use_actions=True,
+        encoder=encoder,
+        condition=condition,
+        items=items or ItemRows(),
+    )
     vocabulary = dataset.vocabulary()
     retriever = build_retriever(
-        settings, num_rows=vocabulary.num_rows, num_actions=len(ACTIONS), catalogue=dataset.catalogue()
+        settings,
+        num_rows=vocabulary.num_rows,
+        num_actions=len(ACTIONS),
+        catalogue=dataset.catalogue(),
+        item_hashes=row_hashes(vocabulary.item_ids),
     )
     with torch.no_grad():
         # The initial biases are zero, which would hide that times, actions and positions matter.
         for parameter in retriever.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-        retriever.items.weight[0].zero_()
-        retriever.items.weight[1 : num_twins + 1] = retriever.items.weight[1]
+        if items is None:
+            retriever.items.weight[0].zero_()
+            retriever.items.weight[1 : num_twins + 1] = retriever.items.weight[1]
     return save_artifact(directory, retriever.state_dict(), settings, dataset)

@@ -5,10 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch.nn import functional
 
 from data.dataset import PreparedDataset
 from data.errors import ArtifactError, ArtifactMismatch, FarsightError
-from modeling.artifact import SETTINGS, WEIGHTS, Artifact
+from modeling.artifact import ITEMS, SETTINGS, WEIGHTS, Artifact
+from modeling.hashed_table import HashedTable, row_hashes
+from modeling.settings import HashedItems
 from tests.small_world import write_artifact, write_dataset
 
 
@@ -24,6 +28,29 @@ def test_equal_weights_give_equal_hashes_and_the_same_vectors(dataset: PreparedD
     assert first.content_hash == second.content_hash != other.content_hash
     rows = torch.arange(1, first.num_rows)
     assert torch.equal(first.load_retriever().item_vectors(rows), second.load_retriever().item_vectors(rows))
+
+
+def test_hashed_items_have_the_same_vectors_again_and_take_no_room_by_the_catalogue(
+    dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    hashed = HashedItems(kind="hashed", quotient_rows=16, remainder_rows=18)
+    artifact = write_artifact(tmp_path / "artifact", dataset, items=hashed)
+    weights = load_file(artifact.directory / ITEMS)
+    assert {name: tuple(value.shape) for name, value in weights.items()} == {
+        "items.quotients": (32, 16),
+        "items.remainders": (36, 16),
+    }
+    table = HashedTable(
+        torch.from_numpy(row_hashes(dataset.vocabulary().item_ids)), 16, quotient_rows=16, remainder_rows=18
+    )
+    table.load_state_dict({name.removeprefix("items."): value for name, value in weights.items()})
+    rows = torch.arange(artifact.num_rows)
+    retriever = artifact.load_retriever()
+    assert torch.equal(retriever.item_vectors(rows), functional.normalize(table(rows), dim=-1))
+    assert len(torch.unique(retriever.item_vectors(rows), dim=0)) == artifact.num_rows
+    larger = write_artifact(tmp_path / "larger", write_dataset(tmp_path / "grown", num_items=200), items=hashed)
+    sizes = [(found.directory / ITEMS).stat().st_size for found in (artifact, larger)]
+    assert sizes[0] == sizes[1]
 
 
 def test_nothing_in_an_artifact_is_pickled(dataset: PreparedDataset, tmp_path: Path) -> None:

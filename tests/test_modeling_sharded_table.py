@@ -14,7 +14,8 @@ from torch.nn import functional
 from data.errors import TrainingError
 from modeling.losses import sampled_softmax
 from modeling.row_optimizers import LazyAdam, RowOptimizer, RowwiseAdagrad
-from modeling.sharded_table import BLOCK, ShardedTable, merge_table_files, table_files
+from modeling.sharded_table import ShardedTable
+from modeling.table_files import BLOCK, merge_table_files, table_files
 from tests.ports import free_port
 from tests.ranks import join_ranks
 

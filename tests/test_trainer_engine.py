@@ -15,8 +15,9 @@ from data.batch import Batch, collate
 from data.encode import encode_histories
 from data.errors import NonFiniteLoss
 from modeling.build import build_retriever
+from modeling.hashed_table import row_hashes
 from modeling.retriever import Retriever
-from modeling.settings import HstuSettings, ModelSettings
+from modeling.settings import HashedItems, HstuSettings, ItemRows, ModelSettings
 from tests.ports import free_port
 from tests.ranks import join_ranks
 from trainer.engine import deepspeed_config, learning_rate_factor, load_engine, plain_weights, start_engine
@@ -27,16 +28,24 @@ from trainer.step import train_step
 STEPS = 6
 SAVED_AT = 3
 NUM_ROWS = 40
+ROWS = ItemRows()
+HASHED = HashedItems(kind="hashed", quotient_rows=5, remainder_rows=6)
 OPTIMIZER = OptimizerSettings(learning_rate=1e-2, warmup_steps=3)
 
 
-def _retriever() -> Retriever:
+def _retriever(items: ItemRows | HashedItems = ROWS) -> Retriever:
     torch.manual_seed(0)
     # Without dropout, so that ranks and reference draw nothing but the same negatives.
     settings = ModelSettings(
-        width=8, max_events=6, dropout=0.0, encoder=HstuSettings(blocks=1, query_width=8, value_width=8)
+        width=8, max_events=6, dropout=0.0, encoder=HstuSettings(blocks=1, query_width=8, value_width=8), items=items
     )
-    return build_retriever(settings, num_rows=NUM_ROWS, num_actions=0, train_counts=np.ones(NUM_ROWS, np.int64))
+    return build_retriever(
+        settings,
+        num_rows=NUM_ROWS,
+        num_actions=0,
+        train_counts=np.ones(NUM_ROWS, np.int64),
+        item_hashes=row_hashes(map(str, range(1, NUM_ROWS))),
+    )
 
 
 def _batch(step: int, rank: int) -> Batch:
@@ -52,12 +61,12 @@ def _generator(step: int, rank: int) -> torch.Generator:
     return torch.Generator().manual_seed(100 * step + rank)
 
 
-def _plain_training(*, on_others_from: int = STEPS) -> dict[str, torch.Tensor]:
+def _plain_training(*, on_others_from: int = STEPS, items: ItemRows | HashedItems = ROWS) -> dict[str, torch.Tensor]:
     """Both ranks' batches in one process: the mean of their gradients, clipped, AdamW.
 
     From the step `on_others_from` on every rank has the batch of rank 0, however many ranks there are.
     """
-    retriever = _retriever()
+    retriever = _retriever(items)
     adam = torch.optim.AdamW(retriever.parameters(), lr=1e-2, betas=(0.9, 0.98), weight_decay=0)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, learning_rate_factor(OPTIMIZER, 100))
     for step in range(STEPS):
@@ -91,6 +100,16 @@ def _rank(rank: int, port: int, directory: str) -> None:
             torch.save({"weights": weights, "norms": norms}, Path(directory, f"stage-{stage}.pt"))
         if stage == 0:
             _meet_nan(engine, ranks, rank, directory)
+    engine = start_engine(
+        _retriever(HASHED), EngineSettings(zero_stage=3, gradient_clipping=0.5), OPTIMIZER, total_steps=100
+    )
+    for step in range(STEPS):
+        train_step(
+            engine, _batch(step, rank), generator=_generator(step, rank), ranks=ranks, where="", measure_norm=False
+        )
+    weights = plain_weights(engine)
+    if rank == 0:
+        torch.save(weights, Path(directory, "hashed.pt"))
     torch.distributed.destroy_process_group()
 
 
@@ -133,6 +152,14 @@ def test_two_ranks_under_every_stage_train_the_same_weights_as_plain_pytorch(two
         torch.testing.assert_close(
             found["weights"][name], value, atol=2e-4, rtol=2e-3, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+def test_hashed_items_split_over_two_ranks_train_as_in_plain_pytorch(two_ranks: Path) -> None:
+    found = torch.load(two_ranks / "hashed.pt", weights_only=True)
+    expected = _plain_training(items=HASHED)
+    assert {"items.quotients", "items.remainders"} < found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=2e-4, rtol=2e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
-from pydantic import ValidationError
 from torch import Tensor
 
 from data.batch import Batch, collate
@@ -18,14 +17,14 @@ from modeling.build import build_retriever
 from modeling.item_table import ItemTable
 from modeling.retriever import Retriever
 from modeling.settings import ModelSettings
-from modeling.sharded_table import BLOCK
+from modeling.table_files import BLOCK
 from tests.ports import free_port
 from tests.ranks import join_ranks
 from tests.small_world import write_dataset
 from trainer.engine import plain_weights, start_engine
 from trainer.evaluation import RetrieverScorer, evaluate_cases
 from trainer.ranks import Ranks
-from trainer.settings import EngineSettings, OptimizerSettings, ShardedTableSettings, TrainSettings
+from trainer.settings import EngineSettings, OptimizerSettings, ShardedTableSettings
 from trainer.sharded_evaluation import ShardedRanker
 from trainer.step import train_step
 from trainer.table import Table, start_table
@@ -172,10 +171,3 @@ def test_metrics_over_shards_are_those_over_the_whole_table(two_ranks: Path, rem
     found = torch.load(two_ranks / f"metrics-{remove_seen}.pt", weights_only=True)
     assert found == pytest.approx(expected, abs=1e-9)
     assert 0 < found["hr@10"] < 1
-
-
-def test_a_sharded_table_cannot_begin_with_an_artifact_yet() -> None:
-    with pytest.raises(ValidationError, match="cannot begin with start_from"):
-        TrainSettings.model_validate(
-            {"dataset": "d", "run_dir": "r", "start_from": "a", "item_table": {"kind": "sharded"}}
-        )

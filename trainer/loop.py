@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ import torch
 from data.batch import Batch
 from data.cases import split_cases
 from data.dataset import PreparedDataset
+from data.ragged import IntArray
 from data.stream import TrainingStream
 from modeling.build import build_retriever
+from modeling.hashed_table import row_hashes
+from modeling.retriever import Retriever
 from modeling.settings import ModelSettings
 from trainer.checkpoints import METRIC, LoopState, newest_checkpoint, report_checkpoint
 from trainer.engine import plain_weights, start_engine
@@ -42,11 +45,12 @@ class Worker:
     ranks: Ranks
     engine: Any
     table: Table | None  # of items, where it is none of the engine's weights
-    generator: torch.Generator
     state: LoopState
     stream: TrainingStream
     telemetry: Telemetry | None  # on rank 0
-    consumed: pa.Table | None = None  # windows of the epoch that the run was resumed in, done before
+    item_hashes: IntArray | None  # by row, where vectors come from hashes
+    consumed: pa.Table | None  # windows of the epoch that the run was resumed in, done before
+    generator: torch.Generator = field(default_factory=torch.Generator)
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -94,15 +98,9 @@ def set_up_worker(config: dict[str, Any]) -> Worker:
         seed=train.seed,
         device=ray.train.torch.get_device(),
     )
+    item_hashes = row_hashes(dataset.vocabulary().item_ids) if model.items.kind == "hashed" else None
     torch.manual_seed(train.seed)  # the same first weights on every rank
-    retriever = build_retriever(
-        model,
-        num_rows=dataset.num_rows,
-        num_actions=dataset.num_actions,
-        train_counts=dataset.train_counts(),
-        catalogue=dataset.catalogue() if model.condition else None,
-        items=None if table is None else table.rows,
-    )
+    retriever = _build(model, dataset, table, item_hashes, trains=True)
     if train.start_from is not None:
         start_from(train.start_from, retriever, frozen=train.frozen)
     ranks = Ranks(rank, world)
@@ -131,8 +129,24 @@ def set_up_worker(config: dict[str, Any]) -> Worker:
         device=engine.device,
     )
     evaluate = EvaluateSettings.model_validate(config["evaluate"])
-    generator = torch.Generator()
-    return Worker(train, model, evaluate, dataset, ranks, engine, table, generator, state, stream, telemetry, consumed)
+    return Worker(
+        train, model, evaluate, dataset, ranks, engine, table, state, stream, telemetry, item_hashes, consumed
+    )
+
+
+def _build(
+    model: ModelSettings, dataset: PreparedDataset, table: Table | None, item_hashes: IntArray | None, *, trains: bool
+) -> Retriever:
+    """A retriever over the dataset's items; one that trains has negatives."""
+    return build_retriever(
+        model,
+        num_rows=dataset.num_rows,
+        num_actions=dataset.num_actions,
+        train_counts=dataset.train_counts() if trains else None,
+        catalogue=dataset.catalogue() if model.condition else None,
+        item_hashes=item_hashes,
+        items=None if table is None else table.rows,
+    )
 
 
 def train_epoch(worker: Worker) -> None:
@@ -237,13 +251,7 @@ def _validate_and_save(worker: Worker) -> None:
 def _validate(worker: Worker, weights: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """Metrics of the whole split under the recipe's protocol, every rank ranking for its share of the users."""
     dataset, evaluate, ranks = worker.dataset, worker.evaluate, worker.ranks
-    retriever = build_retriever(
-        worker.model,
-        num_rows=dataset.num_rows,
-        num_actions=dataset.num_actions,
-        catalogue=dataset.catalogue() if worker.model.condition else None,
-        items=None if worker.table is None else worker.table.rows,
-    )
+    retriever = _build(worker.model, dataset, worker.table, worker.item_hashes, trains=False)
     retriever.load_state_dict(weights)
     retriever.to(worker.engine.device).eval()
     limit = worker.train.max_validation_users

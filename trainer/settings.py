@@ -140,12 +140,6 @@ class TrainSettings(Settings):
             raise ValueError(f"frozen {self.frozen} keeps what start_from gives; set start_from, or freeze nothing")
         return self
 
-    @model_validator(mode="after")
-    def _sharded_from_the_beginning(self) -> "TrainSettings":
-        if self.item_table.kind == "sharded" and self.start_from is not None:
-            raise ValueError("a sharded item_table cannot begin with start_from's vectors yet; use kind replicated")
-        return self
-
 
 class EvaluateSettings(Settings):
     """The `evaluate` section. Validation during training goes by its `seen`, `gap_seconds` and `request_time`."""

@@ -5,9 +5,10 @@ from typing import Literal
 from data.conditions import Conditions
 from data.dataset import PreparedDataset
 from data.errors import ArtifactMismatch
-from modeling.artifact import ITEM_WEIGHT, Artifact
+from modeling.artifact import ITEM_WEIGHT, ITEMS, Artifact
 from modeling.retriever import Retriever
 from modeling.settings import ModelSettings
+from modeling.sharded_table import ShardedTable
 
 
 def check_start(directory: str, model: ModelSettings, dataset: PreparedDataset) -> str:
@@ -27,7 +28,7 @@ def check_start(directory: str, model: ModelSettings, dataset: PreparedDataset) 
     artifact = Artifact.open(directory)
     _check_rows(artifact, dataset)
     _check_conditions(artifact, model, dataset)
-    for name in ("width", "max_events", "use_actions", "encoder"):
+    for name in ("width", "items", "max_events", "use_actions", "encoder"):
         found, expected = getattr(model, name), getattr(artifact.settings, name)
         if found != expected:
             raise ArtifactMismatch(
@@ -68,21 +69,30 @@ def _check_conditions(artifact: Artifact, model: ModelSettings, dataset: Prepare
 def start_from(directory: str, retriever: Retriever, *, frozen: Literal["nothing", "backbone"]) -> None:
     """Take over an artifact's weights; what it lacks keeps its fresh weights. Call `check_start` first.
 
-    A head that the artifact lacks begins as its first; items that it lacks keep their fresh vectors.
+    A head that the artifact lacks begins as its first; items that it lacks keep their fresh vectors, or, where vectors
+    come from hashes, have that of their id. Of the vectors for a sharded table every rank reads its own.
     """
-    weights = Artifact.open(directory).weights()
-    state = retriever.state_dict()
-    items_VD = state[ITEM_WEIGHT].clone()
-    items_VD[: len(weights[ITEM_WEIGHT])] = weights[ITEM_WEIGHT]
-    weights[ITEM_WEIGHT] = items_VD
+    artifact, items, state = Artifact.open(directory), retriever.items, retriever.state_dict()
+    if isinstance(items, ShardedTable):
+        weights = artifact.dense_weights()
+        items.begin(artifact.directory / ITEMS, ITEM_WEIGHT)
+    else:
+        weights = artifact.weights()
+        if ITEM_WEIGHT in state:
+            items_VD = state[ITEM_WEIGHT].clone()
+            items_VD[: len(weights[ITEM_WEIGHT])] = weights[ITEM_WEIGHT]
+            weights[ITEM_WEIGHT] = items_VD
     for name in state:
         if name.startswith("branches.") and name not in weights:
             _, _, rest = name.split(".", 2)
             weights[name] = weights[f"branches.0.{rest}"]
     retriever.load_state_dict({**state, **{name: value for name, value in weights.items() if name in state}})
     if frozen == "backbone":
-        retriever.get_parameter(ITEM_WEIGHT).requires_grad_(False)
         retriever.encoder.requires_grad_(False)
+        if isinstance(items, ShardedTable):
+            items.frozen = True
+        else:
+            retriever.get_submodule("items").requires_grad_(False)
 
 
 def _plain(value: object) -> object:

@@ -20,7 +20,7 @@ from data.settings import Recipe, read_section
 from data.storage import write_json
 from data.stream import EqualParts, epoch_size, window_dataset
 from modeling.artifact import Artifact, save_artifact
-from modeling.settings import ModelSettings
+from modeling.settings import HashedItems, ModelSettings
 from trainer.checkpoints import METRIC, RAY, mend_snapshot, whole_checkpoints
 from trainer.curves import FILE_NAME as CURVE
 from trainer.curves import draw_curve
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 ARTIFACT = "artifact"
 RUN_FILE = "run.json"
+# Share of the items that may have the same vector as another, where vectors come from hashes.
+MAX_SHARED_VECTORS = 0.01
 # What of the section `evaluate` validation goes by.
 VALIDATED = ("seen", "gap_seconds", "request_time")
 # Logical CPUs that Ray Data needs beside the workers; with none the first batch never comes.
@@ -98,6 +100,8 @@ def _check_fit(train: TrainSettings, model: ModelSettings, dataset: PreparedData
             "model.negatives.kind all needs every item on every worker, and train.item_table.kind sharded splits them; "
             "draw uniform negatives, or keep the table replicated"
         )
+    if model.items.kind == "hashed":
+        _check_hashed(train, model.items, dataset)
     if model.needs_times and not dataset.has_times:
         raise DatasetError(
             f"{train.dataset}: its log had no times, and the model needs them; set model.encoder.time_bias=false and "
@@ -107,6 +111,21 @@ def _check_fit(train: TrainSettings, model: ModelSettings, dataset: PreparedData
         raise DatasetError(
             f"{train.dataset}: no user has validation targets, by which the best checkpoint is chosen; ingest more "
             "events per user, or with another ingest.split"
+        )
+
+
+def _check_hashed(train: TrainSettings, items: HashedItems, dataset: PreparedDataset) -> None:
+    if train.item_table.kind == "sharded":
+        raise RecipeError(
+            "model.items.kind hashed composes vectors from small tables that every worker has, and "
+            "train.item_table.kind sharded splits a row per item; keep the table replicated, or model.items.kind rows"
+        )
+    shared = (dataset.num_rows - 1) / items.num_vectors  # the expected share, where it is small
+    if shared > MAX_SHARED_VECTORS:
+        raise RecipeError(
+            f"model.items: {items.quotient_rows} quotient_rows and {items.remainder_rows} remainder_rows make "
+            f"{items.num_vectors} different vectors for {dataset.num_rows - 1} items, so that more than "
+            f"{MAX_SHARED_VECTORS:.0%} of the items would share one; raise them"
         )
 
 
