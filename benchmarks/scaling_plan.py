@@ -8,7 +8,8 @@ GIB = 2**30
 DAY_SECONDS = 86_400
 # Of the code, not of this page: `data.ingest`, `data.log_rows`, `data.stream`, `evaluate.users_per_batch`.
 BUCKETS, FRAGMENT_ROWS, WINDOWS_PER_BUFFER, VALIDATION_USERS = 4096, 500_000, 16_384, 256
-WINDOW_NAME_BYTES = 16
+# `data.windows.WindowSet` beside the names themselves; on disk half of it.
+WINDOW_NAME_BYTES = 16 + 16
 # `trainer.sharded_evaluation`: scores twice (by query and by target), and comparisons.
 BYTES_PER_SCORE = 4 + 4 + 3
 
@@ -213,10 +214,9 @@ def _vocabulary_seconds(scale: Scale, known: Coefficients) -> float:
 
 
 def _resume_events(scale: Scale, known: Coefficients, gpus: int) -> float:
-    """Each buffer of a worker's windows is compared with all windows that were done, half of all."""
-    # seconds = windows / gpus / buffer * windows / 2 * per window
-    windows = (DAY_SECONDS * 2 * gpus * WINDOWS_PER_BUFFER / known["resume_seconds_per_window"]) ** 0.5
-    return float(windows * scale.length)
+    """Every worker sorts all windows that were done, half of all, and looks up those of its own part."""
+    seconds = known["resume_sort_seconds_per_window"] / 2 + known["resume_lookup_seconds_per_window"] / gpus
+    return DAY_SECONDS / seconds * scale.length
 
 
 def _row(term: str, value: float, unit: str, coefficient: str = "") -> Row:
