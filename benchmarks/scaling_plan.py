@@ -32,7 +32,6 @@ class Scale:
     host_cores: int = 64
     host_gpus: int = 8
     serving_cores: int = 1024
-    text_bytes: float = 40  # of an item in the longest column of the catalogue
     gpu_gib: float = 80
 
     @property
@@ -173,7 +172,6 @@ def _table_items(scale: Scale, known: Coefficients, gpus: int) -> dict[str, floa
 def _host_items(scale: Scale, known: Coefficients) -> dict[str, float]:
     return {
         "ingest: vocabulary is more than a core's memory": scale.core_bytes / known["vocabulary_task_bytes_per_item"],
-        "ingest: 32-bit offsets of a catalogue column": 2**31 / scale.text_bytes,
         "farsight index: vectors are more than a host's memory": scale.host_gib * GIB / (16 * scale.width),
         "serving: a replica for each core is more than a host's memory": scale.core_bytes / replica_bytes(scale, known),
     }
