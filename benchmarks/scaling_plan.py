@@ -8,7 +8,8 @@ GIB = 2**30
 DAY_SECONDS = 86_400
 # Of the code, not of this page: `data.ingest`, `data.log_rows`, `data.stream`, `evaluate.users_per_batch`.
 BUCKETS, FRAGMENT_ROWS, WINDOWS_PER_BUFFER, VALIDATION_USERS = 4096, 500_000, 16_384, 256
-WINDOW_NAME_BYTES = 16
+# `data.windows.WindowSet` beside the names themselves; on disk half of it.
+WINDOW_NAME_BYTES = 16 + 16
 # `trainer.sharded_evaluation`: scores twice (by query and by target), and comparisons.
 BYTES_PER_SCORE = 4 + 4 + 3
 
@@ -31,7 +32,6 @@ class Scale:
     host_cores: int = 64
     host_gpus: int = 8
     serving_cores: int = 1024
-    text_bytes: float = 40  # of an item in the longest column of the catalogue
     gpu_gib: float = 80
 
     @property
@@ -172,7 +172,6 @@ def _table_items(scale: Scale, known: Coefficients, gpus: int) -> dict[str, floa
 def _host_items(scale: Scale, known: Coefficients) -> dict[str, float]:
     return {
         "ingest: vocabulary is more than a core's memory": scale.core_bytes / known["vocabulary_task_bytes_per_item"],
-        "ingest: 32-bit offsets of a catalogue column": 2**31 / scale.text_bytes,
         "farsight index: vectors are more than a host's memory": scale.host_gib * GIB / (16 * scale.width),
         "serving: a replica for each core is more than a host's memory": scale.core_bytes / replica_bytes(scale, known),
     }
@@ -213,10 +212,9 @@ def _vocabulary_seconds(scale: Scale, known: Coefficients) -> float:
 
 
 def _resume_events(scale: Scale, known: Coefficients, gpus: int) -> float:
-    """Each buffer of a worker's windows is compared with all windows that were done, half of all."""
-    # seconds = windows / gpus / buffer * windows / 2 * per window
-    windows = (DAY_SECONDS * 2 * gpus * WINDOWS_PER_BUFFER / known["resume_seconds_per_window"]) ** 0.5
-    return float(windows * scale.length)
+    """Every worker sorts all windows that were done, half of all, and looks up those of its own part."""
+    seconds = known["resume_sort_seconds_per_window"] / 2 + known["resume_lookup_seconds_per_window"] / gpus
+    return DAY_SECONDS / seconds * scale.length
 
 
 def _row(term: str, value: float, unit: str, coefficient: str = "") -> Row:

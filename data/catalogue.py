@@ -17,6 +17,9 @@ from data.vocabulary import Vocabulary
 
 NO_CATEGORY = "(no genres listed)"  # how MovieLens writes an empty list
 _OURS = ("item_id", "categories", "title")
+# With 64-bit offsets: a column of a large catalogue is more than 2 GiB. In a Parquet file they are as any other text.
+TEXT = pa.large_string()
+TEXTS = pa.large_list(TEXT)
 
 
 @dataclass(frozen=True)
@@ -64,21 +67,16 @@ def named_catalogue(table: pa.Table, location: str, form: CatalogueFormat) -> pa
     columns: dict[str, Any] = {"item_id": ids}
     if sources["categories"] in table.column_names:
         cells = table.column(sources["categories"]).to_pylist()
-        columns["categories"] = pa.array(
-            [distinct_categories(cell, form.category_separator) for cell in cells], _CATEGORIES
-        )
+        columns["categories"] = pa.array([distinct_categories(cell, form.category_separator) for cell in cells], TEXTS)
     else:
-        columns["categories"] = pa.array([[]] * len(table), _CATEGORIES)
+        columns["categories"] = pa.array([[]] * len(table), TEXTS)
     if sources["title"] in table.column_names:
-        columns["title"] = table.column(sources["title"]).cast(pa.string())
+        columns["title"] = table.column(sources["title"]).cast(TEXT)
     taken = {source for name, source in sources.items() if name in columns}
     for name in table.column_names:
         if name not in taken and name not in columns and name not in (TRAIN_EVENTS, FIRST_SEEN):
             columns[name] = table.column(name)
     return pa.table(columns)
-
-
-_CATEGORIES = pa.list_(pa.string())
 
 
 def _item_ids(column: pa.ChunkedArray, location: str, name: str) -> pa.Array:
@@ -92,7 +90,7 @@ def _item_ids(column: pa.ChunkedArray, location: str, name: str) -> pa.Array:
     twice = ids.filter(ids.is_duplicated())
     if len(twice):
         raise LogError(f"{location}: item {twice[0]!r} stands in more than one row; keep one row for each item")
-    return ids.to_arrow().cast(pa.string())
+    return ids.to_arrow().cast(TEXT)
 
 
 def distinct_categories(cell: Any, separator: str | None = None) -> list[str]:
@@ -207,11 +205,11 @@ def aligned_catalogue(catalogue: pa.Table | None, vocabulary: Vocabulary, facts:
     """The catalogue in vocabulary order, with the columns of `facts`; items it lacks get no categories."""
     rows = pl.DataFrame({"item_id": pl.Series(vocabulary.item_ids, dtype=pl.String)})
     if catalogue is None:
-        catalogue = pa.table({"item_id": pa.array([], pa.string()), "categories": pa.array([], _CATEGORIES)})
+        catalogue = pa.table({"item_id": pa.array([], TEXT), "categories": pa.array([], TEXTS)})
     joined = rows.join(pl.DataFrame(catalogue), on="item_id", how="left", maintain_order="left")
     joined = joined.with_columns(pl.col("categories").fill_null([]), *facts.get_columns())
     table = joined.to_arrow()
-    for name, kind in (("item_id", pa.string()), ("categories", _CATEGORIES), ("title", pa.string())):
+    for name, kind in (("item_id", TEXT), ("categories", TEXTS), ("title", TEXT)):
         if name in table.column_names:
             table = table.set_column(table.column_names.index(name), name, table.column(name).cast(kind))
     return table

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import ray.data
 import torch
@@ -15,7 +14,7 @@ from ray.train import DataConfig
 from data.batch import Batch, collate, to_device
 from data.dataset import PreparedDataset
 from data.encode import encode_histories, encode_windows
-from data.windows import WINDOW_COLUMNS, WindowRule, cut_windows, filler_windows, length_buckets
+from data.windows import WINDOW_COLUMNS, WINDOW_KEY, WindowRule, WindowSet, cut_windows, filler_windows, length_buckets
 
 
 def window_dataset(dataset: PreparedDataset, *, max_events: int, rule: WindowRule) -> ray.data.Dataset:
@@ -71,10 +70,6 @@ class EqualParts(DataConfig):
         return super().configure(datasets, world_size, *arguments, **keywords)
 
 
-# What names a window.
-WINDOW_KEY = ("user_key", "window")
-
-
 class TrainingStream:
     """One rank's part of `window_dataset`, epoch after epoch, as batches of similar length.
 
@@ -112,9 +107,10 @@ class TrainingStream:
             consumed: windows of this epoch that all ranks together have had already, by `WINDOW_KEY`.
         """
         random = np.random.default_rng([seed, epoch, rank, *([] if consumed is None else [len(consumed)])])
+        done = None if consumed is None else WindowSet(consumed)
         self._handed_out = []
         for whole in self._buffers() if self._kept is None else self._kept:
-            windows = whole if consumed is None else _left(whole, consumed)
+            windows = whole if done is None else whole.filter(pa.array(~done.holds(whole)))
             encoded = encode_windows(windows)
             for rows in length_buckets(encoded.lengths_B, events_per_batch=self._events_per_batch, random=random):
                 self._handed_out.append(windows.select(WINDOW_KEY).take(pa.array(rows)))
@@ -150,10 +146,3 @@ class TrainingStream:
             if self._fits is not None:
                 self._fits.append(table)
             yield table
-
-
-def _left(windows: pa.Table, consumed: pa.Table) -> pa.Table:
-    """The windows that are not among the consumed ones."""
-    keys = pl.DataFrame(pl.from_arrow(windows.select(WINDOW_KEY))).with_row_index("row")
-    left = keys.join(pl.DataFrame(pl.from_arrow(consumed)), on=WINDOW_KEY, how="anti", maintain_order="left")
-    return windows.take(left["row"].to_arrow())

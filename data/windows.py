@@ -12,6 +12,7 @@ from data.schema import HISTORY_SCHEMA
 
 WindowRule = Literal["last", "all"]
 WINDOW_COLUMNS = ("user_key", "items", "times", "actions", "requests")
+WINDOW_KEY = ("user_key", "window")  # what names a window
 _LIST_TYPES = {name: HISTORY_SCHEMA.field(name).type for name in WINDOW_COLUMNS[1:]}
 
 
@@ -62,6 +63,34 @@ def filler_windows(count: int) -> pa.Table:
             **{name: pa.array([[value] * 2] * count, _LIST_TYPES[name]) for name, value in padding.items()},
         }
     )
+
+
+class WindowSet:
+    """Windows by `WINDOW_KEY`, sorted once; 16 bytes a window.
+
+    Asking for B windows in a set of N takes O(B log N), whatever the two numbers that name them.
+    """
+
+    def __init__(self, windows: pa.Table) -> None:
+        users_N, numbers_N = (windows.column(name).to_numpy() for name in WINDOW_KEY)
+        order = np.lexsort((numbers_N, users_N))
+        self._users_N, self._numbers_N = users_N[order], numbers_N[order]
+
+    def holds(self, windows: pa.Table) -> npt.NDArray[np.bool_]:
+        """Which of some windows are in the set."""
+        users_B, numbers_B = (windows.column(name).to_numpy() for name in WINDOW_KEY)
+        first_B = np.searchsorted(self._users_N, users_B, "left")
+        stop_B = np.searchsorted(self._users_N, users_B, "right")
+        last_B = stop_B.copy()
+        # A binary search for each window among those of its user, all of them side by side.
+        while len(open_B := np.flatnonzero(first_B < last_B)):
+            middle_B = (first_B[open_B] + last_B[open_B]) // 2
+            below_B = self._numbers_N[middle_B] < numbers_B[open_B]
+            first_B[open_B[below_B]] = middle_B[below_B] + 1
+            last_B[open_B[~below_B]] = middle_B[~below_B]
+        held_B: npt.NDArray[np.bool_] = first_B < stop_B
+        held_B[held_B] = self._numbers_N[first_B[held_B]] == numbers_B[held_B]
+        return held_B
 
 
 def length_buckets(

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from data.catalogue import TEXT, TEXTS
 from data.dataset import CATALOGUE, FORMAT_VERSION, HISTORIES, KIND, PreparedDataset
 from data.schema import HISTORY_SCHEMA
 from data.storage import MANIFEST, directory_hashes, published_directory, write_json
@@ -73,11 +74,11 @@ def write_dataset(
         vocabulary.save(aside)
         rows_of_items = range(1, num_items + 1)
         catalogue = {
-            "item_id": vocabulary.item_ids,
-            "categories": [
-                ["even" if row % 2 == 0 else "odd", *(["tenth"] * (row % 10 == 0))] for row in rows_of_items
-            ],
-            "title": [f"Title {row}" for row in range(1, num_items + 1)],
+            "item_id": pa.array(vocabulary.item_ids, TEXT),
+            "categories": pa.array(
+                [["even" if row % 2 == 0 else "odd", *(["tenth"] * (row % 10 == 0))] for row in rows_of_items], TEXTS
+            ),
+            "title": pa.array([f"Title {row}" for row in range(1, num_items + 1)], TEXT),
             "first_seen": pa.array([START + 10_000 * row for row in range(1, num_items + 1)], pa.int64()),
             "train_events": pa.array([row % 7 for row in range(1, num_items + 1)], pa.int64()),
         }

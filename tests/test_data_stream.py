@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from data.stream import WINDOW_KEY, EpochSize, TrainingStream, epoch_size
-from data.windows import WINDOW_COLUMNS, cut_windows, filler_windows
+from data.stream import EpochSize, TrainingStream, epoch_size
+from data.windows import WINDOW_COLUMNS, WINDOW_KEY, cut_windows, filler_windows
 from tests.small_world import write_dataset
 
 Key = tuple[int, int]

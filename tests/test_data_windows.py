@@ -1,5 +1,7 @@
 """Windows, encoding and batches, against slow oracles."""
 
+import time
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -9,10 +11,14 @@ from hypothesis import strategies as st
 from data.batch import Batch, collate
 from data.encode import encode_histories, encode_windows
 from data.schema import HISTORY_SCHEMA
-from data.windows import cut_windows, length_buckets
+from data.windows import WINDOW_KEY, WindowSet, cut_windows, length_buckets
 
 Users = list[tuple[int, int]]  # training events and later events of each user
 
+LEAST, MOST = -(2**63), 2**63 - 1
+# Neighbours that become equal as floats, the ends of int64, and few others, so that names meet.
+numbers = st.sampled_from([LEAST, LEAST + 1, -1, 0, 1, 2**53, 2**53 + 1, MOST - 1, MOST]) | st.integers(LEAST, MOST)
+names = st.lists(st.tuples(numbers, numbers), max_size=40)
 users = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 2)), max_size=6)
 max_events = st.integers(1, 6)
 
@@ -122,6 +128,31 @@ def test_no_histories_and_an_empty_history_make_batches_too() -> None:
     batch = collate(encode_histories([[]], [[]], [[]], [5], max_events=3))
     assert batch["lengths_B"].tolist() == [0]
     assert batch["items_BL"].tolist() == [[0]]
+
+
+def named(keys: list[tuple[int, int]], chunks: int = 1) -> pa.Table:
+    """A table of windows of these names, in as many chunks."""
+    rows = np.array_split(np.array(keys, np.int64).reshape(-1, 2), chunks)
+    return pa.concat_tables([pa.table({name: part[:, at] for at, name in enumerate(WINDOW_KEY)}) for part in rows])
+
+
+@given(names, names, st.integers(1, 3))
+def test_a_set_of_windows_holds_what_a_set_of_pairs_holds(
+    done: list[tuple[int, int]], others: list[tuple[int, int]], chunks: int
+) -> None:
+    asked = [*others, *done[::2], *((number, user) for user, number in done)]
+    held = WindowSet(named(done, chunks)).holds(named(asked, chunks))
+    assert held.tolist() == [key in set(done) for key in asked]
+
+
+def test_asking_a_large_set_of_windows_for_a_few_does_not_go_through_all_of_it() -> None:
+    keys = np.random.default_rng(0).permutation(2_000_000)
+    done = pa.table(dict(zip(WINDOW_KEY, (keys // 5, keys % 5), strict=True)))
+    began = time.process_time()
+    held = WindowSet(done)
+    sorted_at = time.process_time()
+    assert held.holds(done.slice(0, 100)).all()
+    assert time.process_time() - sorted_at < 0.05 * (sorted_at - began)
 
 
 @given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 100), st.integers(0, 3))
