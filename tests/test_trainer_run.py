@@ -172,7 +172,7 @@ def test_hashed_items_over_shards_or_with_too_few_rows_are_refused(
 @pytest.mark.ray
 def test_a_run_with_hashed_items_is_evaluated_indexed_and_gone_on_from(ray_session: None, tmp_path: Path) -> None:
     settings = recipe(tmp_path, epochs=1, engine={"zero_stage": 3, "precision": "bf16"})
-    settings["model"]["items"] = {"kind": "hashed", "quotient_rows": 8, "remainder_rows": 8}
+    settings["model"]["items"] = {"kind": "hashed", "quotient_rows": 12, "remainder_rows": 10}
     first = trainer.train.run(settings)
     found = trainer.evaluate.run(first["artifact"], settings["train"]["dataset"], split="validation", recipe={})
     assert found["rows"][-1]["ndcg@10"] == pytest.approx(first["validation"]["ndcg@10"], abs=1e-6)
