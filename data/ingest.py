@@ -259,6 +259,8 @@ def _cuts(settings: IngestSettings, num_events: int, plan: Plan, newest_before: 
         newest = max(newest_before, _moment(num_events - 1, plan) if num_events else 0)
         test_start = newest + 1 - round(split.test_days * 86_400)
         return test_start - round(split.validation_days * 86_400), test_start
+    if not num_events:
+        return 0, 0  # nothing to cut; a dataset in which no event is left is refused
     assert split.validation_share is not None  # the settings see to one way to cut, and a whole one
     assert split.test_share is not None
     after_validation = split.validation_share + split.test_share

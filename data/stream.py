@@ -26,6 +26,8 @@ def window_dataset(dataset: PreparedDataset, *, max_events: int, rule: WindowRul
     # Absolute: Ray's workers stand in the directory where Ray was started, not in ours.
     histories = ray.data.read_parquet([str(shard.absolute()) for shard in dataset.shards])
     histories.context.enable_progress_bars = False  # training shows its own
+    # Ray's guard cannot tell a stream that is stuck from a worker that does not ask, because it trains or evaluates.
+    histories.context.execution_no_progress_timeout_s = -1
     cut: Any = functools.partial(cut_windows, max_events=max_events, rule=rule)
     return histories.select_columns([*WINDOW_COLUMNS, "num_train"]).map_batches(cut, batch_format="pyarrow")
 

@@ -256,10 +256,18 @@ def test_too_many_bad_rows_stop_the_run_with_reasons_counts_and_an_example(ray_s
 
 
 @pytest.mark.ray
-def test_a_log_of_which_nothing_is_left_is_refused(ray_session: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "split",
+    [
+        {},
+        {"kind": "time", "validation_share": 0.2, "test_share": 0.1},
+        {"kind": "time", "validation_days": 1, "test_days": 1},
+    ],
+)
+def test_a_log_of_which_nothing_is_left_is_refused(ray_session: None, tmp_path: Path, split: dict[str, Any]) -> None:
     (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\nu,,5\n")
     with pytest.raises(LogError, match="no events are left of the 1 rows that were read"):
-        run(recipe(tmp_path / "log.csv", tmp_path / "out", max_bad_share=1))
+        run(recipe(tmp_path / "log.csv", tmp_path / "out", max_bad_share=1, split=split))
 
 
 @pytest.mark.parametrize(
