@@ -7,7 +7,11 @@ processes of their own: item ids to rows, group by user, sort by time, one row o
 nothing else of this benchmark beside the one that works. `ratio_best_peer` is our median of events per second over that
 of the faster peer; `peak_rss_gib` the most that all Ray worker processes held together, as PSS, over all runs. Ours
 besides: checks each row, drops duplicates, orders ties by the log, numbers requests, cuts splits, counts item facts,
-hashes its files. `--nodes` measures one node of one core and two of them instead, simulated by Ray on this machine.
+hashes its files.
+
+`--nodes` measures one node of one core and two of them instead, simulated by Ray on this machine, each with the log and
+with one of a quarter of its events and users. A rate is the difference of events over the difference of seconds, so
+that what every run costs (workers that start and import, executions that begin) cancels; `fixed_seconds` is that cost.
 """
 
 import json
@@ -18,8 +22,8 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,7 +68,11 @@ def main() -> None:
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray spells it so)
     log = write_log(size, chosen.out.resolve())
     measured = {"log": {**asdict(size), "gib": directory_bytes(log) / GIB}, "rounds": rounds}
-    figures = _nodes(chosen, log, rounds) if chosen.nodes else _beside_peers(chosen, log, rounds)
+    if chosen.nodes:
+        quarter = replace(size, events=size.events // 4, users=size.users // 4)
+        figures = _nodes(chosen, [write_log(quarter, chosen.out.resolve()), log], rounds)
+    else:
+        figures = _beside_peers(chosen, log, rounds)
     publish("ingest", {**figures, **measured}, chosen)
 
 
@@ -98,24 +106,56 @@ def _beside_peers(chosen: Namespace, log: Path, rounds: int) -> dict[str, Any]:
     }
 
 
-def _nodes(chosen: Namespace, log: Path, rounds: int) -> dict[str, Any]:
+def _nodes(chosen: Namespace, logs: Sequence[Path], rounds: int) -> dict[str, Any]:
     """Ray's own simulation: a raylet per node, all on this machine; so also one disk and one memory."""
-    runs: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
+    runs: dict[int, list[list[dict[str, Any]]]] = {1: [], 2: []}  # by nodes: of each round, the runs of all logs
     os.environ["POLARS_MAX_THREADS"] = "1"  # a task of a simulated node must not use the other's core
     for _ in range(rounds):
         for nodes, found in runs.items():
-            cluster = ray.cluster_utils.Cluster()
-            for _ in range(nodes):
-                cluster.add_node(num_cpus=1, include_dashboard=False)
-            with tempfile.TemporaryDirectory(dir=chosen.out.resolve()) as folder:
-                found.append(_ours(log, Path(folder), start=partial(ray.init, cluster.address, **_QUIET)))
-            cluster.shutdown()
-    speeds = {nodes: spread([run["events"] / run["seconds"] for run in found]) for nodes, found in runs.items()}
+            found.append([_on_nodes(nodes, log, chosen.out.resolve()) for log in logs])
+            print(f"{nodes} nodes: {found[-1]}", file=sys.stderr)
+    rates = {nodes: [marginal(small, large) for small, large in found] for nodes, found in runs.items()}
+    speeds = {nodes: spread([rate["events_per_second"] for rate in of]) for nodes, of in rates.items()}
     return {
         "events_per_second": speeds[2]["median"],
         "speed_up_2_nodes": speeds[2]["median"] / speeds[1]["median"],
         "speeds": speeds,
+        "fixed_seconds": {nodes: spread([rate["fixed_seconds"] for rate in of]) for nodes, of in rates.items()},
+        "cpu_microseconds_per_event": {
+            nodes: spread([rate["cpu_microseconds_per_event"] for rate in of]) for nodes, of in rates.items()
+        },
         "runs": runs,
+    }
+
+
+def _on_nodes(nodes: int, log: Path, scratch: Path) -> dict[str, Any]:
+    cluster = ray.cluster_utils.Cluster()
+    try:
+        for _ in range(nodes):
+            cluster.add_node(num_cpus=1, include_dashboard=False)
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            return _ours(log, Path(folder), start=partial(ray.init, cluster.address, **_QUIET))
+    finally:
+        cluster.shutdown()
+
+
+def marginal(small: Mapping[str, Any], large: Mapping[str, Any]) -> dict[str, float]:
+    """What each further event takes, and the seconds that are there without any.
+
+    Raises:
+        MachineError: the larger log took no longer, so the fixed costs or other programs were all that was measured.
+    """
+    events, seconds = large["events"] - small["events"], large["seconds"] - small["seconds"]
+    if seconds <= 0:
+        raise MachineError(
+            f"{large['events']} events took {large['seconds']:.1f} s, {small['events']} took {small['seconds']:.1f}; "
+            "expected the larger log to take longer: state more --events, on a machine with nothing else to do"
+        )
+    cpu = large["cpu_seconds"]["workers"] - small["cpu_seconds"]["workers"]
+    return {
+        "events_per_second": events / seconds,
+        "fixed_seconds": large["seconds"] - large["events"] * seconds / events,
+        "cpu_microseconds_per_event": 1e6 * cpu / events,
     }
 
 

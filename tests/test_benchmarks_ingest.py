@@ -1,19 +1,29 @@
 """The generated log, the watch over memory and disk, and the hash that ingest takes over many users at once."""
 
+import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import polars as pl
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.peers.process import PINS, read_pins
+from benchmarks.ingest import marginal
+from benchmarks.peers.process import PINS, ROOT, read_pins
 from benchmarks.simulated_log import LogSize, write_log
 from benchmarks.watch import Watch, descendants, directory_bytes, proportional_bytes
+from data.errors import MachineError
 from data.spill import bucket_of, buckets_of
+from tests.scale import scale
 
 SIZE = LogSize(events=5_000, users=300, items=200, events_per_shard=1_500)
+
+# Events, users, items.
+WHOLE = scale((50_000, 2_000, 1_000), (100_000_000, 1_000_000, 1_000_000))
 
 
 def test_the_log_has_its_size_arrives_in_time_order_and_is_the_same_again(tmp_path: Path) -> None:
@@ -61,3 +71,27 @@ def test_users_hashed_together_have_the_bucket_of_each(users: list[str], num_buc
 
 def test_the_peers_are_pinned() -> None:
     assert set(read_pins(PINS / "grouping.txt")) == {"duckdb", "polars", "polars-runtime-32"}
+
+
+def test_a_marginal_rate_leaves_out_what_every_run_costs() -> None:
+    small, large = ({"events": n, "seconds": 9 + n / 200, "cpu_seconds": {"workers": 5 + n / 250}} for n in (1e3, 4e3))
+    rate = marginal(small, large)
+    assert rate["events_per_second"] == pytest.approx(200)
+    assert rate["fixed_seconds"] == pytest.approx(9)
+    assert rate["cpu_microseconds_per_event"] == pytest.approx(4000)
+    with pytest.raises(MachineError, match="expected the larger log to take longer: state more --events"):
+        marginal(small, large | {"seconds": 14.0})
+
+
+@pytest.mark.ray
+def test_all_workers_of_ingest_together_stay_inside_4_gib(tmp_path: Path) -> None:
+    """In a Ray of its own, as the benchmark is run; every event is written, but for what is there twice."""
+    events, users, items = WHOLE
+    size = ["--events", str(events), "--users", str(users), "--items", str(items)]
+    command = [sys.executable, "-m", "benchmarks.ingest", "--sides", "ours", "--rounds", "1", *size]
+    subprocess.run([*command, "--out", str(tmp_path), "--json", str(tmp_path / "found.json")], cwd=ROOT, check=True)
+    found = json.loads((tmp_path / "found.json").read_text())
+    [run] = found["runs"]["ours"]
+    assert 0.99 * events < run["events"] <= events
+    assert 0.5 * users < run["users"] <= users
+    assert 0 < found["peak_rss_gib"] < 4
