@@ -111,6 +111,12 @@ class Artifact:
         """
         path = Path(directory)
         manifest = read_manifest(path, KIND, FORMAT_VERSION, ArtifactError)
+        missing = {WEIGHTS, ITEMS, SETTINGS, VOCABULARY} - set(manifest["files"])
+        if missing:
+            raise ArtifactError(
+                f"{path}: {MANIFEST} names no {', '.join(sorted(missing))}, so another version of Farsight wrote it; "
+                "train again with this one"
+            )
         found = directory_hashes(path)
         for name, expected in manifest["files"].items():
             if found.get(name) != expected:

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from data.dataset import PreparedDataset
 from data.errors import ArtifactError, ArtifactMismatch, FarsightError
+from data.storage import MANIFEST
 from modeling.artifact import ITEMS, SETTINGS, WEIGHTS, Artifact
 from modeling.hashed_table import HashedTable, row_hashes
 from modeling.settings import HashedItems
@@ -56,6 +57,16 @@ def test_hashed_items_have_the_same_vectors_again_and_take_no_room_by_the_catalo
 def test_nothing_in_an_artifact_is_pickled(dataset: PreparedDataset, tmp_path: Path) -> None:
     artifact = write_artifact(tmp_path / "artifact", dataset)
     assert {file.suffix for file in artifact.directory.iterdir()} == {".json", ".parquet", ".safetensors"}
+
+
+def test_an_artifact_that_lists_no_item_table_is_refused(dataset: PreparedDataset, tmp_path: Path) -> None:
+    """As those of the same format version once were, which had all weights in one file."""
+    directory = write_artifact(tmp_path / "artifact", dataset).directory
+    manifest = json.loads((directory / MANIFEST).read_text())
+    del manifest["files"][ITEMS]
+    (directory / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=r"names no items.safetensors, .* train again"):
+        Artifact.open(directory)
 
 
 def test_a_changed_or_missing_file_is_refused(dataset: PreparedDataset, tmp_path: Path) -> None:
