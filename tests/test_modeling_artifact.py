@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from data.dataset import PreparedDataset
 from data.errors import ArtifactError, ArtifactMismatch, FarsightError
-from data.storage import MANIFEST
+from data.storage import MANIFEST, file_hash
 from modeling.artifact import ITEMS, SETTINGS, WEIGHTS, Artifact
 from modeling.hashed_table import HashedTable, row_hashes
 from modeling.settings import HashedItems
@@ -99,7 +99,7 @@ def test_settings_of_another_version_are_refused(dataset: PreparedDataset, tmp_p
     path.write_text(json.dumps(content))
     manifest = artifact.directory / "manifest.json"
     known = json.loads(manifest.read_text())
-    known["files"].pop(SETTINGS)
+    known["files"][SETTINGS] = file_hash(path)
     manifest.write_text(json.dumps(known))
     with pytest.raises(ArtifactError, match="not settings of this version"):
         Artifact.open(artifact.directory)
