@@ -16,6 +16,7 @@ that what every run costs (workers that start and import, executions that begin)
 
 import json
 import logging
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -112,7 +114,7 @@ def _nodes(chosen: Namespace, logs: Sequence[Path], rounds: int) -> dict[str, An
     os.environ["POLARS_MAX_THREADS"] = "1"  # a task of a simulated node must not use the other's core
     for _ in range(rounds):
         for nodes, found in runs.items():
-            found.append([_on_nodes(nodes, log, chosen.out.resolve()) for log in logs])
+            found.append([_in_a_process(nodes, log, chosen.out.resolve()) for log in logs])
             print(f"{nodes} nodes: {found[-1]}", file=sys.stderr)
     rates = {nodes: [marginal(small, large) for small, large in found] for nodes, found in runs.items()}
     speeds = {nodes: spread([rate["events_per_second"] for rate in of]) for nodes, of in rates.items()}
@@ -126,6 +128,12 @@ def _nodes(chosen: Namespace, logs: Sequence[Path], rounds: int) -> dict[str, An
         },
         "runs": runs,
     }
+
+
+def _in_a_process(nodes: int, log: Path, scratch: Path) -> dict[str, Any]:
+    """A process for each cluster: nothing of the one before is known to it."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_on_nodes, nodes, log, scratch).result()
 
 
 def _on_nodes(nodes: int, log: Path, scratch: Path) -> dict[str, Any]:
