@@ -105,6 +105,20 @@ def write_dataset(
     return PreparedDataset.open(directory)
 
 
+def in_shards(directory: Path, num_shards: int, num_users: int = 70) -> PreparedDataset:
+    """A dataset of several history files."""
+    dataset = write_dataset(directory, num_users=num_users)
+    histories = pq.read_table(dataset.shards[0])
+    shards = []
+    for shard in range(num_shards):
+        rows = np.arange(shard, len(histories), num_shards)
+        shards.append({"file": f"{HISTORIES}/part-{shard:05d}.parquet", "rows": len(rows)})
+        pq.write_table(histories.take(pa.array(rows)), directory / shards[-1]["file"])
+    files = directory_hashes(directory, lambda name: name != MANIFEST)
+    write_json(directory / MANIFEST, {**dataset.manifest, "shards": shards, "files": files})
+    return PreparedDataset.open(directory)
+
+
 def write_artifact(
     directory: Path,
     dataset: PreparedDataset,

@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import trainer.train
 from data.errors import TrainingError
 from data.storage import write_json
+from modeling.artifact import ITEM_WEIGHT, Artifact
+from modeling.table_files import BLOCK
+from tests.small_world import NUM_ITEMS, write_artifact, write_dataset
 from tests.training_runs import EPOCHS, check_complete, checkpoints, processes, recipe
 from trainer.checkpoints import LOOP, SIZES, what_is_missing, whole_checkpoints
 from trainer.telemetry import read_figures
@@ -129,9 +133,15 @@ def test_the_same_command_finishes_the_run_of_a_killed_controller_and_of_a_kille
 
 
 @pytest.mark.ray
-def test_the_death_of_a_node_leaves_fewer_workers_that_train_the_rest_of_the_epoch(tmp_path: Path) -> None:
+def test_the_death_of_a_node_leaves_fewer_workers_that_train_the_rest_of_the_epoch_and_hold_all_rows(
+    tmp_path: Path,
+) -> None:
     workers = {"num_workers": 2, "min_workers": 1, "cpus_per_worker": 2, "threads_per_worker": 1, "max_failures": 2}
-    settings = recipe(tmp_path, engine={"zero_stage": 1}, item_table={"kind": "sharded"}, workers=workers)
+    begun = write_artifact(tmp_path / "begun", write_dataset(tmp_path / "old"))
+    write_dataset(tmp_path / "dataset", num_users=60, num_items=NUM_ITEMS + BLOCK)  # the catalogue has grown
+    start = {"start_from": str(begun.directory), "frozen": "backbone"}
+    settings = recipe(tmp_path, engine={"zero_stage": 1}, item_table={"kind": "sharded"}, workers=workers, **start)
+    settings["model"] = begun.settings.model_dump(mode="json")
     write_json(tmp_path / "recipe.json", settings)
     (folder := Path(os.environ["RAY_TMPDIR"], "n")).mkdir(exist_ok=True)
     done = subprocess.run(
@@ -151,3 +161,9 @@ def test_the_death_of_a_node_leaves_fewer_workers_that_train_the_rest_of_the_epo
     # One worker takes as many events per step as two did.
     steps = Counter(row["epoch"] for row in read_figures(tmp_path / "run") if row["kind"] == "step")
     assert steps[EPOCHS - 1] == pytest.approx(steps[0], rel=0.35), steps
+    before, after = begun.weights(), Artifact.open(summary["artifact"]).weights()
+    assert after[ITEM_WEIGHT].shape == (NUM_ITEMS + BLOCK + 1, 16)
+    assert torch.equal(after[ITEM_WEIGHT][: NUM_ITEMS + 1], before[ITEM_WEIGHT])
+    assert torch.equal(after["encoder.positions.weight"], before["encoder.positions.weight"])
+    branch = {name for name in before if name.startswith("branches.0.")}
+    assert any(not torch.equal(after[name], before[name]) for name in branch)
