@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from modeling.attention_bias import RelativeBias
 from modeling.dropout import Dropout
-from modeling.softmax_attention import attend
+from modeling.softmax_attention import are_few, attend, attend_from_few
 from modeling.view import View
 
 
@@ -58,10 +58,15 @@ class SasrecBlock(nn.Module):
     ) -> Float[Tensor, "B R D"]:
         """One block; the arguments are those of `modeling.encoder.Block`."""
         normed_BRD = self.norm_attention(x_BLD if rows_BRD is None else rows_BRD)
-        keys, values = self.project_key_value(x_BLD).chunk(2, -1)
-        sink = None if sink_BRD is None else self.project_key_value(sink_BRD).chunk(2, -1)
-        bias = self.bias(x_BLD.shape[1], view)
-        pooled_BRD = attend(self.project_query(normed_BRD), keys, values, self.heads, view.allowed, bias, sink)
+        queries_BRD, bias = self.project_query(normed_BRD), self.bias(x_BLD.shape[1], view)
+        layer = self.project_key_value
+        if rows_BRD is not None and are_few(rows_BRD, self.heads):
+            few = (queries_BRD, x_BLD, layer.weight, layer.bias)
+            pooled_BRD = attend_from_few(*few, self.heads, view.allowed, bias, sink_BRD)
+        else:
+            sink = None if sink_BRD is None else layer(sink_BRD).chunk(2, -1)
+            keys, values = layer(x_BLD).chunk(2, -1)
+            pooled_BRD = attend(queries_BRD, keys, values, self.heads, view.allowed, bias, sink)
         y_BRD = self.norm_feedforward(normed_BRD + self.dropout(self.project_out(pooled_BRD)))
         inner_BRD = self.dropout(functional.relu(self.feedforward_in(y_BRD)))
         out_BRD: Tensor = y_BRD + self.dropout(self.feedforward_out(inner_BRD))

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from modeling.attention_bias import RelativeBias
 from modeling.dropout import Dropout
-from modeling.softmax_attention import attend
+from modeling.softmax_attention import are_few, attend, attend_from_few
 from modeling.view import View
 
 
@@ -55,15 +55,21 @@ class TransformerBlock(nn.Module):
         sink_BRD: Float[Tensor, "B R D"] | None = None,
     ) -> Float[Tensor, "B R D"]:
         """One block; the arguments are those of `modeling.encoder.Block`."""
-        queries, keys, values = self._project(x_BLD)
-        if rows_BRD is None:
-            rows_BRD = x_BLD
-        else:
-            queries, _, _ = self._project(rows_BRD)
-        sink = None if sink_BRD is None else self._project(sink_BRD)[1:]
         bias = self.bias(x_BLD.shape[1], view)
-        pooled_BRD = self.project_out(attend(queries, keys, values, self.heads, view.allowed, bias, sink))
-        y_BRD = rows_BRD + _gated(self.dropout(pooled_BRD), rows_BRD, self.gate_attention)
+        if rows_BRD is not None and are_few(rows_BRD, self.heads):
+            width = x_BLD.shape[-1]
+            queries_BRD = functional.linear(self.norm_attention(rows_BRD), self.project_qkv.weight[:width])
+            few = (queries_BRD, self.norm_attention(x_BLD), self.project_qkv.weight[width:], None)
+            sink_BRD = None if sink_BRD is None else self.norm_attention(sink_BRD)
+            pooled_BRD = attend_from_few(*few, self.heads, view.allowed, bias, sink_BRD)
+        else:
+            queries, keys, values = self._project(x_BLD)
+            if rows_BRD is not None:
+                queries, _, _ = self._project(rows_BRD)
+            sink = None if sink_BRD is None else self._project(sink_BRD)[1:]
+            pooled_BRD = attend(queries, keys, values, self.heads, view.allowed, bias, sink)
+        rows_BRD = x_BLD if rows_BRD is None else rows_BRD
+        y_BRD = rows_BRD + _gated(self.dropout(self.project_out(pooled_BRD)), rows_BRD, self.gate_attention)
         gate, value = self.feedforward_in(self.norm_feedforward(y_BRD)).chunk(2, -1)
         out_BRD = self.feedforward_out(self.dropout(functional.silu(gate) * value))
         return y_BRD + _gated(self.dropout(out_BRD), y_BRD, self.gate_feedforward)

@@ -15,7 +15,7 @@ from modeling.hstu import HstuBlock
 from modeling.retriever import Retriever
 from modeling.sasrec import SasrecBlock
 from modeling.settings import HstuSettings, ModelSettings, SasrecSettings, TransformerSettings
-from modeling.softmax_attention import attend
+from modeling.softmax_attention import attend, attend_from_few
 from modeling.transformer import TransformerBlock
 from modeling.view import View, causal
 
@@ -253,6 +253,28 @@ def test_attention_with_a_sink_equals_attention_with_one_more_column_for_each_ro
             functional.pad(bias_BRL[:, row, None], (0, 1)),
         )
         torch.testing.assert_close(found[:, row, None], expected)
+
+
+@pytest.mark.parametrize("with_offset", [False, True])
+@pytest.mark.parametrize("with_sink", [False, True])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_few_rows_attend_as_if_every_event_had_a_key_and_a_value(
+    with_offset: bool, with_sink: bool, with_bias: bool
+) -> None:
+    torch.manual_seed(0)
+    queries_BRD, sink_BRD = torch.randn(2, 2, 3, 8).unbind()
+    events_BLD = torch.randn(2, 6, 8)
+    layer = torch.nn.Linear(8, 16, bias=with_offset)
+    bias_BRL = torch.randn(2, 3, 6) if with_bias else None
+    allowed_BRL = torch.rand(2, 3, 6) < 0.5
+    allowed_BRL[..., 0] = True
+    if with_sink:
+        allowed_BRL[0, 0] = False  # a row that sees nothing but its sink
+    places = (2, allowed_BRL, bias_BRL)
+    found = attend_from_few(queries_BRD, events_BLD, layer.weight, layer.bias, *places, sink_BRD if with_sink else None)
+    sink = layer(sink_BRD).chunk(2, -1) if with_sink else None
+    expected = attend(queries_BRD, *layer(events_BLD).chunk(2, -1), *places, sink)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("encoder", [encoder for encoder in ENCODERS if encoder.blocks == 2])
