@@ -25,6 +25,7 @@ from data.histories import HistoryRules
 from data.ingest_checks import row_rules, write_vocabulary
 from data.ingest_settings import IngestSettings
 from data.log_files import TextFormat, list_files, plan_fragments
+from data.simulator import ACTIONS
 from data.spill import Plan, _read_bucket, item_rows, spill_fragment, write_bucket
 from data.stream import epoch_size
 from data.vocabulary import Vocabulary
@@ -141,7 +142,9 @@ def _cell_read_seconds(plan: Plan) -> float:
 
 def _write_bucket(plan: Plan) -> None:
     rules = HistoryRules("time", "drop", 1, None)
-    write_bucket(0, 0, plan=plan, rules=rules, actions=[], users_per_row_group=2000, stored={}, rebuild=False)
+    write_bucket(
+        0, 0, plan=plan, rules=rules, actions=list(ACTIONS), users_per_row_group=2000, stored={}, rebuild=False
+    )
 
 
 def _buckets(folder: Path, file: Path, items: float, random: np.random.Generator) -> Figures:
