@@ -7,14 +7,10 @@ so no task needs more than one bucket in memory, and nothing is shuffled through
 cluster that must be storage which all nodes share.
 """
 
-import json
-import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Container, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +18,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray.data
-from tqdm import tqdm
 
-from data import errors, session
 from data.catalogue import (
     CatalogueFormat,
     aligned_catalogue,
@@ -35,7 +28,7 @@ from data.catalogue import (
     read_catalogue,
 )
 from data.dataset import CATALOGUE, FORMAT_VERSION, HISTORIES, KIND, QUARANTINE
-from data.errors import FarsightError, LogError, RecipeError
+from data.errors import LogError, RecipeError
 from data.extend import Earlier, open_earlier
 from data.histories import HistoryRules
 from data.ingest_checks import (
@@ -58,11 +51,11 @@ from data.settings import Recipe, read_section
 from data.spill import Plan, hash_file, spill_fragment, times_in_bin, write_bucket
 from data.splits import bin_of_rank, cut_rank
 from data.storage import MANIFEST, directory_hashes, link_or_copy, published_directory, write_json
+from data.tasks import over_items
 
 _BUCKET_BYTES = 16 * 2**20
 _MIN_BUCKETS = 8
 _MAX_BUCKETS = 4096
-_MAX_TASKS = 1024
 
 
 def run(recipe: Recipe, out: str | None = None) -> dict[str, Any]:
@@ -108,7 +101,7 @@ def _ingest(settings: IngestSettings, directory: Path) -> dict[str, Any]:
     plan.make_folders()
     for part in earlier.quarantine:
         link_or_copy(part, directory / QUARANTINE / part.name)
-    first = _mapped(spill_fragment, [asdict(fragment) for fragment in fragments], "reading log", plan=plan)
+    first = over_items(spill_fragment, [asdict(fragment) for fragment in fragments], "reading log", plan=plan)
     first, damaged = without_damaged(first, fragments, plan)
     left_out = check_unreadable({**unreadable, **damaged}, settings.max_bad_files)
     read = total(RowTally(**report["tally"]) for report in first)
@@ -118,9 +111,9 @@ def _ingest(settings: IngestSettings, directory: Path) -> dict[str, Any]:
     cuts = _cuts(settings, read.good, plan, earlier.newest)
     split = _stated_split(settings.split, cuts)
     rules = HistoryRules(settings.sort, settings.duplicates, settings.min_user_events, cuts, settings.split.test_events)
-    fixed = {"rules": rules, "actions": actions, "users_per_row_group": settings.users_per_row_group}
-    kept = {"stored": earlier.shards, "rebuild": split != earlier.split}
-    second = _mapped(write_bucket, list(range(num_buckets)), "writing histories", plan=plan, **fixed, **kept)
+    fixed: dict[str, Any] = {"rules": rules, "actions": actions, "users_per_row_group": settings.users_per_row_group}
+    kept: dict[str, Any] = {"stored": earlier.shards, "rebuild": split != earlier.split}
+    second = over_items(write_bucket, list(range(num_buckets)), "writing histories", plan=plan, **fixed, **kept)
     earlier.log_kept(second)
     facts = item_facts(plan, vocabulary, earlier.catalogue, has_times=has_times)
     aligned = aligned_catalogue(catalogue, vocabulary, facts)
@@ -154,7 +147,7 @@ def _ingest(settings: IngestSettings, directory: Path) -> dict[str, Any]:
 def _unread(files: Sequence[LogFile], earlier: Earlier) -> list[LogFile]:
     """Files that have not gone into the dataset that is extended."""
     places = [file.location for file in earlier.perhaps_read(files)]
-    return earlier.unread(files, dict(zip(places, _mapped(hash_file, places, "comparing log"), strict=True)))
+    return earlier.unread(files, dict(zip(places, over_items(hash_file, places, "comparing log"), strict=True)))
 
 
 def _stated_split(split: SplitSettings, cuts: tuple[int, int] | None) -> dict[str, Any]:
@@ -190,59 +183,6 @@ def _default_buckets(files: Sequence[LogFile], unreadable: Container[str]) -> in
     return min(max(-(-num_bytes // _BUCKET_BYTES), _MIN_BUCKETS), _MAX_BUCKETS)
 
 
-def _mapped(task: Callable[..., Any], items: Sequence[Any], doing: str, **arguments: Any) -> list[Any]:
-    """Run `task(number, item, **arguments)` on the cluster for every item, in any order.
-
-    Args:
-        task: a function of a module, since tasks find it by its name; its results are JSON values.
-        items: JSON values.
-        doing: what the progress bar says.
-
-    Raises:
-        FarsightError: what a task raised.
-    """
-    rows = [{"number": number, "item": json.dumps(item)} for number, item in enumerate(items)]
-    if not rows:
-        return []
-    results: dict[int, Any] = {}
-    session.connect()
-    with _quiet_ray_data():
-        inputs = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_TASKS))
-        outputs = inputs.map(partial(_run_task, task=task, arguments=arguments))
-        # Our own bar, on stderr alone: Ray's goes to stdout, where a machine may read the answer.
-        for row in tqdm(outputs.iter_rows(), desc=doing, total=len(rows), unit="part", disable=None):
-            if row["error"]:
-                kind: type[FarsightError] = getattr(errors, row["error"])
-                raise kind(row["result"])
-            results[int(row["number"])] = json.loads(row["result"])
-    return [results[number] for number in range(len(rows))]
-
-
-def _run_task(row: dict[str, Any], task: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """An error of ours travels as a value: an exception would reach the driver as text inside one of Ray's."""
-    number = int(row["number"])
-    try:
-        result = json.dumps(task(number, json.loads(row["item"]), **arguments))
-    except FarsightError as error:
-        return {"number": number, "result": str(error), "error": type(error).__name__}
-    return {"number": number, "result": result, "error": ""}
-
-
-@contextmanager
-def _quiet_ray_data() -> Iterator[None]:
-    """No bars and no notes of Ray Data; its own log files keep them."""
-    context = ray.data.DataContext.get_current()
-    notes = logging.getLogger("ray.data")
-    before = context.enable_progress_bars, notes.level
-    context.enable_progress_bars = False
-    notes.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        context.enable_progress_bars = before[0]
-        notes.setLevel(before[1])
-
-
 def _cuts(settings: IngestSettings, num_events: int, plan: Plan, newest_before: int) -> tuple[int, int] | None:
     """First seconds of validation and of test; None where each history is cut by itself.
 
@@ -272,5 +212,5 @@ def _moment(rank: int, plan: Plan) -> int:
     hours = pl.read_parquet(plan.spill / "hours-*.parquet").group_by("hour").agg(pl.col("events").sum()).sort("hour")
     starts, counts = hours["hour"].to_numpy().astype(np.int64), hours["events"].to_numpy().astype(np.int64)
     hour, rank_in_hour = bin_of_rank(starts, counts, rank)
-    parts = _mapped(times_in_bin, list(range(plan.num_buckets)), "finding cuts", hour=hour, plan=plan)
+    parts = over_items(times_in_bin, list(range(plan.num_buckets)), "finding cuts", hour=hour, plan=plan)
     return sorted(int(second) for part in parts for second in part)[rank_in_hour]
