@@ -5,7 +5,6 @@ release, 5 training, 6 machine, 7 endpoint (`data.errors`), 130 interrupted.
 """
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -13,8 +12,8 @@ import click
 from cluster import floors
 from cluster.command_line import Farsight, command, pairs_of, recipe_of, recipe_words, show
 from cluster.output import Output, keep_standard_output_clean
+from cluster.serving_commands import SEEN, SERVING
 from cluster.tables import (
-    print_answer,
     print_checks,
     print_conditional,
     print_inspection,
@@ -23,10 +22,6 @@ from cluster.tables import (
 )
 from data.errors import MachineError
 
-# Where `farsight serve` listens unless told otherwise, and where `farsight retrieve` asks.
-DEFAULT_URL = "http://127.0.0.1:8000"
-
-SEEN = click.Choice(["removed", "kept"])
 CONDITION = click.Choice(["oracle", "favourite", "rare"])
 
 
@@ -165,76 +160,8 @@ def inspect(**chosen: Any) -> None:
     show(floors.start(floors.INSPECT, **chosen), print_inspection)
 
 
-@cli.command()
-@click.option("--artifact", required=True, type=click.Path(), help="Artifact that training wrote.")
-@click.option("--out", type=click.Path(), help="Release to write; by default `release` beside the artifact.")
-@click.option("--dataset", type=click.Path(), help="Measure the index's recall on this dataset's histories.")
-@recipe_words
-@command
-def index(artifact: str, out: str | None, dataset: str | None, words: tuple[str, ...]) -> dict[str, Any]:
-    """Build the FAISS index of an artifact's item vectors and write both as a release.
-
-    Example: farsight index --artifact runs/demo/artifact index.search.kind=ivf
-    """
-    place = out or str(Path(artifact).parent / "release")
-    return floors.start(floors.INDEX, artifact=artifact, out=place, recipe=recipe_of(words), dataset=dataset)
-
-
-@cli.command()
-@click.argument("release", type=click.Path())
-@click.option("--port", type=click.IntRange(1, 65535), help="TCP port; short for serve.port=N.")
-@recipe_words
-@command
-def serve(release: str, port: int | None, words: tuple[str, ...]) -> None:
-    """Serve a release over HTTP (Ray Serve) until interrupted.
-
-    Example: farsight serve runs/demo/release --port 8000
-    """
-    overrides = () if port is None else (f"serve.port={port}",)
-    # Printed when the endpoint answers, not when it stops.
-    floors.start(floors.SERVE, release=release, recipe=recipe_of(words + overrides), blocking=True, on_ready=show)
-
-
-@cli.command()
-@click.option("--url", default=DEFAULT_URL, show_default=True, help="Address that `farsight serve` printed.")
-@click.option("--item", "items", multiple=True, help="Id of an item in the history; repeat it, oldest first.")
-@click.option(
-    "--history", type=click.Path(), help="JSON file: a list of ids or of events (item_id, timestamp, action)."
-)
-@click.option("--k", type=click.IntRange(min=1), default=10, show_default=True, help="Items wanted.")
-@click.option("--request-time", type=int, help="Seconds UTC at which the answer is wanted; now by default.")
-@click.option("--exclude", "excluded", multiple=True, help="Id of an item to leave out; repeat it.")
-@click.option("--seen", type=SEEN, default="removed", show_default=True, help="Whether the history can be answers.")
-@click.option("--condition", "conditions", multiple=True, metavar="NAME", help="Category or pool; repeat it.")
-@click.option("--hard", is_flag=True, help="Nothing that does not satisfy the conditions.")
-@click.option("--deadline-ms", type=click.IntRange(min=1), help="Milliseconds that the endpoint may take.")
-@command
-def retrieve(
-    url: str,
-    items: tuple[str, ...],
-    history: str | None,
-    seen: str,
-    excluded: tuple[str, ...],
-    conditions: tuple[str, ...],
-    hard: bool,
-    **asked: Any,
-) -> None:
-    """Ask a running endpoint for items.
-
-    Example: farsight retrieve --item i00012 --item i00340 --k 5
-    """
-    if bool(items) == bool(history):
-        raise click.UsageError("Give the history either as --item ID (repeated) or as --history FILE.")
-    answer = floors.start(
-        floors.RETRIEVE,
-        url=url,
-        history=history or list(items),
-        exclude_seen=seen == "removed",
-        exclude_item_ids=list(excluded),
-        conditions=[{"any_of": list(conditions), "hard": hard}] if conditions else [],
-        **asked,
-    )
-    show(answer, print_answer)
+for serving in SERVING:
+    cli.add_command(serving)
 
 
 @cli.command()

@@ -17,7 +17,7 @@ from data.settings import Recipe, Settings, read_section
 from serve.gateway import Gateway
 from serve.release import Release
 from serve.retriever import Retriever
-from serve.settings import Replicas, ServeSettings
+from serve.settings import Replicas, ServeSettings, SqliteSettings
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def run(
         MachineError: the port is taken.
         RecipeError: wrong settings.
     """
-    settings = read_section(recipe, "serve", ServeSettings)
+    settings = _with_absolute_path(read_section(recipe, "serve", ServeSettings))
     # Opened here first: an error now is one line, an error in a replica is a stack of retries.
     release_id = Release.open(release).release_id
     _check_port(settings.host, settings.port)
@@ -103,6 +103,14 @@ def run(
         _wait_for_signal()
         ray.serve.shutdown()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
     return result
+
+
+def _with_absolute_path(settings: ServeSettings) -> ServeSettings:
+    """A relative file of histories lies where the command runs, and not where a replica does."""
+    if not isinstance(settings.histories, SqliteSettings):
+        return settings
+    place = str(Path(settings.histories.path).absolute())
+    return settings.model_copy(update={"histories": settings.histories.model_copy(update={"path": place})})
 
 
 def _scaling(replicas: Replicas) -> dict[str, Any]:

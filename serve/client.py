@@ -20,9 +20,10 @@ ADVICE = {
 
 def run(
     url: str,
-    history: Sequence[str] | str | Path,
+    history: Sequence[str] | str | Path | None = None,
     k: int = 10,
     *,
+    user: str | None = None,
     request_time: int | None = None,
     exclude_seen: bool = True,
     exclude_item_ids: Sequence[str] = (),
@@ -35,7 +36,8 @@ def run(
     Args:
         url: the endpoint's address, as `farsight serve` prints it.
         history: item ids, oldest first; or the path of a JSON file that holds a list of ids or of
-            events (`item_id`, `timestamp`, `action`).
+            events (`item_id`, `timestamp`, `action`); None to ask by `user`.
+        user: the user whose events the endpoint has stored.
         request_time: seconds UTC; the server's clock if None.
         conditions: what the answer should satisfy: `any_of` or `own_top`, and perhaps `weight` and `hard`.
         deadline_ms: milliseconds for the server; its own default if None.
@@ -47,7 +49,8 @@ def run(
     Raises:
         EndpointError: no connection, no answer in time, or a refusal, with what to do.
     """
-    body: dict[str, Any] = {"history": _events(history), "k": k, "exclude_seen": exclude_seen}
+    asked = {"user_id": user} if history is None else {"history": _events(history)}
+    body: dict[str, Any] = {**asked, "k": k, "exclude_seen": exclude_seen}
     if exclude_item_ids:
         body["exclude_item_ids"] = list(exclude_item_ids)
     if conditions:

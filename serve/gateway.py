@@ -1,34 +1,25 @@
-"""The HTTP face: checks requests, keeps deadlines, turns every failure into one clear status.
-
-| status | when |
-| --- | --- |
-| 200 | answered; `fallback` says if the model had nothing to go by |
-| 400 | the body is not JSON |
-| 413 | the body is larger than `limits.max_body_bytes` |
-| 422 | a field is missing, malformed or past a limit; the answer names it |
-| 503 | overloaded or a replica was lost; `Retry-After` says when to come back |
-| 504 | the deadline passed |
-"""
+"""The HTTP face: checks requests, keeps deadlines, and asks the retriever replicas."""
 
 import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from http import HTTPStatus
 from typing import Any
 
 import ray.exceptions
 import ray.serve
 import ray.serve.exceptions
 import ray.serve.handle
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
+from fastapi import FastAPI, Response
 
 from serve.answer import Answer, Query, Refusal
 from serve.body_limit import BodyLimit
-from serve.schemas import BadRequest, Problem, Problems, RetrieveRequest, RetrieveResponse, to_query, to_response
+from serve.histories.contract import HistoryStore
+from serve.histories.store import open_histories
+from serve.problems import RESPONSES, explain_problems, problem, unavailable
+from serve.schemas import RetrieveRequest, RetrieveResponse, to_query, to_response
 from serve.settings import ServeSettings
+from serve.user_routes import Histories, user_routes
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +49,8 @@ class Gateway:
         self._in_flight = 0
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # the name that Serve looks for
-        return create_api(self._ask, self._settings)
+        kept = self._settings.histories
+        return create_api(self._ask, self._settings, None if kept is None else open_histories(kept))
 
     async def _ask(self, query: Query) -> Answer | Refusal:
         if self._in_flight >= self._settings.queueing.max_in_flight:
@@ -71,37 +63,38 @@ class Gateway:
         return answer
 
 
-def create_api(ask: Ask, settings: ServeSettings) -> FastAPI:
-    """The API in front of anything that answers queries."""
+def create_api(ask: Ask, settings: ServeSettings, store: HistoryStore | None = None) -> FastAPI:
+    """The API in front of anything that answers queries.
+
+    Args:
+        store: what users did; None for an endpoint that keeps no histories.
+    """
     api = FastAPI(title="Farsight", summary="Retrieval of items for a user's history", version="1")
     api.add_middleware(BodyLimit, max_bytes=settings.limits.max_body_bytes)
-    api.add_exception_handler(RequestValidationError, _on_invalid)
-    api.add_exception_handler(BadRequest, _on_bad_request)
-    api.add_exception_handler(HTTPException, _on_http)
-    api.add_exception_handler(Exception, _on_defect)
-    statuses = (400, 413, 422, 500, 503, 504)
+    explain_problems(api, settings.queueing.retry_after_seconds)
+    histories = Histories(store)
+    api.include_router(user_routes(histories, settings.limits))
 
-    @api.post(
-        "/v1/retrieve",
-        response_model=RetrieveResponse,
-        responses={status: {"model": Problems, "description": HTTPStatus(status).phrase} for status in statuses},
-    )
+    async def answered(request: RetrieveRequest) -> Answer | Refusal:
+        stored = None
+        if request.user_id is not None and request.history is None:
+            stored = await histories.call(histories.store.history, str(request.user_id))
+        return await ask(to_query(request, settings.limits, int(time.time()), stored))
+
+    @api.post("/v1/retrieve", response_model=RetrieveResponse, responses=RESPONSES)
     async def retrieve(request: RetrieveRequest) -> Response:
         """The best items for a history."""
-        query = to_query(request, settings.limits, now=int(time.time()))
         deadline_ms = request.deadline_ms or settings.deadline_ms
         try:
-            answer = await asyncio.wait_for(ask(query), deadline_ms / 1000)
+            answer = await asyncio.wait_for(answered(request), deadline_ms / 1000)
         except TimeoutError:
-            return _problems(504, "deadline_ms", f"no answer within {deadline_ms} ms; ask with a later deadline")
+            return problem(504, "deadline_ms", f"no answer within {deadline_ms} ms; ask with a later deadline")
         except UNAVAILABLE as error:
             if not isinstance(error, Overloaded):  # the usual kind; a line for each would feed the overload
                 logger.warning("no retriever for a request: %s", type(error).__name__)
-            response = _problems(503, "", "overloaded; ask again after the seconds in Retry-After")
-            response.headers["Retry-After"] = str(settings.queueing.retry_after_seconds)
-            return response
+            return unavailable("overloaded", settings.queueing.retry_after_seconds)
         if isinstance(answer, Refusal):
-            return _problems(422, answer.field, answer.message)
+            return problem(422, answer.field, answer.message)
         return Response(to_response(answer).model_dump_json(), media_type="application/json")
 
     @api.get("/healthz")
@@ -110,43 +103,3 @@ def create_api(ask: Ask, settings: ServeSettings) -> FastAPI:
         return {"status": "ok"}
 
     return api
-
-
-def _problems(status: int, field: str, message: str) -> Response:
-    return _body(status, [Problem(field=field, message=message)])
-
-
-def _body(status: int, problems: list[Problem]) -> Response:
-    return Response(Problems(problems=problems).model_dump_json(), status, media_type="application/json")
-
-
-async def _on_invalid(request: Request, error: Exception) -> Response:
-    """422 with the fields; what was found is not echoed, because it may be huge or not valid JSON (NaN)."""
-    assert isinstance(error, RequestValidationError)
-    found = error.errors()
-    if any(problem["type"] == "json_invalid" for problem in found):
-        return _problems(400, "", "the body is not valid JSON")
-    return _body(422, [Problem(field=_field(problem["loc"]), message=problem["msg"]) for problem in found])
-
-
-async def _on_bad_request(request: Request, error: Exception) -> Response:
-    assert isinstance(error, BadRequest)
-    return _body(422, error.problems)
-
-
-async def _on_http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    response = _problems(error.status_code, "", str(error.detail))
-    response.headers.update(error.headers or {})
-    return response
-
-
-async def _on_defect(request: Request, error: Exception) -> Response:
-    """No stack trace in an answer. Starlette raises the error again, so that the log has it."""
-    return _problems(500, "", "internal error; the server's log has the details")
-
-
-def _field(location: tuple[str | int, ...]) -> str:
-    """`history.3.item_id`. Half a surrogate pair in a misspelt name must not break the answer."""
-    parts = [str(part) for part in location if part not in ("body", "constrained-str", "constrained-int")]
-    return ".".join(parts).encode("ascii", "backslashreplace").decode()[:200]

@@ -1,11 +1,12 @@
-"""Bodies of `/v1/retrieve`, and the checks that need the application's limits."""
+"""Bodies of the API, and the checks that need the application's limits."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from serve.answer import Answer, Query
+from serve.histories.contract import StoredEvent
 from serve.instructions import Wish
 from serve.settings import Limits
 
@@ -13,6 +14,7 @@ from serve.settings import Limits
 MAX_TIME = 32_503_680_000
 
 ItemId = Annotated[StrictStr, Field(min_length=1, max_length=256)] | Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
+UserId = Annotated[StrictStr, Field(min_length=1, max_length=256)] | Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
 Seconds = Annotated[StrictInt, Field(ge=0, le=MAX_TIME, description="seconds since 1970, UTC")]
 
 
@@ -48,8 +50,12 @@ class Condition(Body):
 class RetrieveRequest(Body):
     """What is asked for."""
 
-    history: list[Event] = Field(
-        description="the user's events; sorted by time, and without times they stand oldest first"
+    history: list[Event] | None = Field(
+        None, description="the user's events; sorted by time, and without times they stand oldest first"
+    )
+    user_id: UserId | None = Field(
+        None,
+        description="instead of a history: the user whose stored events are meant (/v1/events); 12 and '12' are one",
     )
     k: Annotated[StrictInt, Field(ge=1)] = Field(10, description="items wanted")
     request_time: Seconds | None = Field(None, description="when the answer will be shown; now if left out")
@@ -83,6 +89,40 @@ class RetrieveResponse(Body):
     history_events_used: int = Field(description="events the model saw")
 
 
+class UserEvent(Body):
+    """Something that a user did."""
+
+    user_id: UserId
+    item_id: ItemId = Field(description="the item's id, whether the catalogue has it or not")
+    timestamp: Seconds | None = Field(None, description="when it happened; now if left out")
+    action: Annotated[StrictStr, Field(min_length=1, max_length=256)] | None = Field(
+        None, description="what the user did, in the log's words"
+    )
+    event_id: Annotated[StrictStr, Field(min_length=1, max_length=256)] | None = Field(
+        None, description="a name of this event, so that sending it twice counts once whatever else differs"
+    )
+
+
+class EventsRequest(Body):
+    """What happened."""
+
+    events: list[UserEvent]
+
+
+class EventsResponse(Body):
+    """What became of the events."""
+
+    accepted: int
+    known: int = Field(description="stored before: the same event_id, or the same item, time and action of the user")
+    too_old: int = Field(description="not after the oldest of a history that is full")
+
+
+class HistoryResponse(Body):
+    """What is stored of a user, oldest first."""
+
+    events: list[UserEvent]
+
+
 class Problem(Body):
     """One thing wrong with a request."""
 
@@ -104,11 +144,12 @@ class BadRequest(Exception):
         self.problems = problems
 
 
-def to_query(request: RetrieveRequest, limits: Limits, now: int) -> Query:
+def to_query(request: RetrieveRequest, limits: Limits, now: int, stored: Sequence[StoredEvent] | None = None) -> Query:
     """The query of a request.
 
     Args:
         now: seconds UTC; stands in for a missing `request_time`.
+        stored: the events of `user_id`; those after a `request_time` that was stated have not happened yet.
 
     Raises:
         BadRequest: naming every field that is past a limit or does not fit the others.
@@ -116,7 +157,10 @@ def to_query(request: RetrieveRequest, limits: Limits, now: int) -> Query:
     problems = [Problem(field=field, message=message) for field, message in _problems(request, limits)]
     if problems:
         raise BadRequest(problems)
-    events = request.history
+    events: Sequence[Event | StoredEvent] = request.history or []
+    if stored is not None:
+        until = MAX_TIME if request.request_time is None else request.request_time
+        events = [event for event in stored if event.timestamp <= until]
     timestamps = [event.timestamp for event in events if event.timestamp is not None]
     has_actions = any(event.action is not None for event in events)
     return Query(
@@ -130,6 +174,39 @@ def to_query(request: RetrieveRequest, limits: Limits, now: int) -> Query:
         wishes=[
             Wish(tuple(asked.any_of), asked.own_top or 0, asked.weight, asked.hard) for asked in request.conditions
         ],
+    )
+
+
+def to_stored(request: EventsRequest, limits: Limits, now: int) -> dict[str, list[StoredEvent]]:
+    """The events of a call, by user, in the order in which they came.
+
+    Raises:
+        BadRequest: too many events.
+    """
+    too_many = _too_many("events", "events", len(request.events), limits.max_events)
+    if problems := [Problem(field=field, message=message) for field, message in too_many]:
+        raise BadRequest(problems)
+    found: dict[str, list[StoredEvent]] = {}
+    for event in request.events:
+        time = now if event.timestamp is None else event.timestamp
+        stored = StoredEvent(str(event.item_id), time, event.action, event.event_id)
+        found.setdefault(str(event.user_id), []).append(stored)
+    return found
+
+
+def to_history(user_id: str, stored: Sequence[StoredEvent]) -> HistoryResponse:
+    """The body that shows what is stored of a user."""
+    return HistoryResponse(
+        events=[
+            UserEvent(
+                user_id=user_id,
+                item_id=event.item_id,
+                timestamp=event.timestamp,
+                action=event.action,
+                event_id=event.event_id,
+            )
+            for event in stored
+        ]
     )
 
 
@@ -150,7 +227,10 @@ def to_response(answer: Answer) -> RetrieveResponse:
 
 
 def _problems(request: RetrieveRequest, limits: Limits) -> Iterator[tuple[str, str]]:
-    yield from _too_many("history", "events", len(request.history), limits.max_history_events)
+    history = request.history or []
+    if (request.history is None) == (request.user_id is None):
+        yield "history", "expected either a history, which may be empty, or a user_id"
+    yield from _too_many("history", "events", len(history), limits.max_history_events)
     yield from _too_many("k", "items", request.k, limits.max_k)
     yield from _too_many("exclude_item_ids", "items", len(request.exclude_item_ids), limits.max_excluded_items)
     yield from _too_many("deadline_ms", "milliseconds", request.deadline_ms or 0, limits.max_deadline_ms)
@@ -159,7 +239,7 @@ def _problems(request: RetrieveRequest, limits: Limits) -> Iterator[tuple[str, s
     for number, asked in enumerate(request.conditions):
         if bool(asked.any_of) == (asked.own_top is not None):
             yield f"conditions.{number}", "expected either any_of with at least one name, or own_top"
-    times = [event.timestamp for event in request.history]
+    times = [event.timestamp for event in history]
     if None in times and any(time is not None for time in times):
         missing = times.index(None)
         yield f"history.{missing}.timestamp", "missing while other events have one; give it for all events or for none"

@@ -84,6 +84,7 @@ class Limits(Settings):
 
     max_body_bytes: int = Field(1_048_576, ge=1, description="bytes of a request's body")
     max_history_events: int = Field(5_000, ge=1, description="events of a request's history")
+    max_events: int = Field(1_000, ge=1, description="events of one call of /v1/events")
     max_k: int = Field(1_000, ge=1, description="items of an answer")
     max_excluded_items: int = Field(1_000, ge=0, description="items that a request may exclude by id")
     max_conditions: int = Field(16, ge=0, description="conditions of a request, names and own categories counted")
@@ -136,6 +137,32 @@ class GatewaySettings(Settings):
     num_cpus: float = Field(0.5, ge=0, description="logical CPUs that Ray reserves per gateway replica")
 
 
+class StoreSettings(Settings):
+    """What every store of histories has."""
+
+    max_events: int = Field(1_000, ge=1, description="events kept of a user, the newest")
+
+
+class SqliteSettings(StoreSettings):
+    """One file, for endpoints of one machine."""
+
+    kind: Literal["sqlite"] = "sqlite"
+    path: str = Field("runs/histories.sqlite", description="the file, made if it is not there")
+
+
+class RedisSettings(StoreSettings):
+    """A Redis server or cluster, for endpoints of many machines; needs the extra `redis`."""
+
+    kind: Literal["redis"] = "redis"
+    url: str = Field("redis://127.0.0.1:6379/0", description="the server: redis://, rediss:// with TLS, or unix://")
+    prefix: str = Field(
+        "farsight:", description="of every key, so that one server can hold several endpoints' histories"
+    )
+
+
+HistoriesKind = Annotated[SqliteSettings | RedisSettings, Field(discriminator="kind")]
+
+
 class ServeSettings(Settings):
     """The serving application. `host`, `port` and `route_prefix` belong to Serve itself: a Serve config
     file states them in its own fields.
@@ -151,6 +178,9 @@ class ServeSettings(Settings):
     queueing: Queueing = Field(default_factory=Queueing, description="bounded queues")
     replicas: Replicas = Field(default_factory=Replicas, description="retriever replicas and their scaling")
     gateway: GatewaySettings = Field(default_factory=GatewaySettings, description="HTTP ingress")
+    histories: HistoriesKind | None = Field(
+        default_factory=SqliteSettings, description="where the endpoint keeps what users did; null keeps nothing"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "ServeSettings":
@@ -167,3 +197,47 @@ class ServeSettings(Settings):
                 f"deadline_ms {self.deadline_ms} is above limits.max_deadline_ms {self.limits.max_deadline_ms}"
             )
         return self
+
+
+class Wanted(Settings):
+    """A condition that every user is answered under, as in a request."""
+
+    any_of: tuple[str, ...] = Field((), description="names of categories or pools")
+    own_top: int | None = Field(None, ge=1, description="instead: so many of the user's most frequent categories")
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="share of the answer, relative")
+    hard: bool = Field(False, description="bring only what satisfies it")
+
+    @model_validator(mode="after")
+    def _either(self) -> "Wanted":
+        if bool(self.any_of) == (self.own_top is not None):
+            raise ValueError("expected either any_of with at least one name, or own_top")
+        return self
+
+
+class Workers(Settings):
+    """Ray Data actors, each with the whole release in memory."""
+
+    at_least: int = Field(1, ge=1, description="actors that always run")
+    at_most: int = Field(2, ge=1, description="actors at most, as many as the shards keep busy")
+    num_cpus: float = Field(1.0, ge=0, description="logical CPUs that Ray reserves per actor")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs per actor; above 0 the model runs on CUDA")
+    torch_threads: int = Field(1, ge=1, description="threads of the model, and as many of the index, per actor")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Workers":
+        if self.at_most < self.at_least:
+            raise ValueError(f"at_most {self.at_most} is below at_least {self.at_least}")
+        return self
+
+
+class PredictSettings(Settings):
+    """Answers for all users of a dataset."""
+
+    k: int = Field(100, ge=1, description="items per user")
+    request_time: int | None = Field(
+        None, ge=0, description="seconds UTC at which all ask; later events are left out; None: the newest event's"
+    )
+    exclude_seen: bool = Field(True, description="leave out every item of the user's history")
+    conditions: tuple[Wanted, ...] = Field((), description="what the answers should satisfy")
+    batch_size: int = Field(64, ge=1, description="users of one forward pass")
+    workers: Workers = Field(default_factory=Workers, description="actors")

@@ -17,7 +17,20 @@ from cluster.output import shown
 from data.errors import ArtifactError, DatasetError, EndpointError, FarsightError, LogError, MachineError, RecipeError
 
 ROOT = Path(__file__).resolve().parents[1]
-SUBCOMMANDS = ["simulate", "import", "ingest", "gaps", "train", "evaluate", "inspect", "index", "serve", "retrieve"]
+SUBCOMMANDS = [
+    "simulate",
+    "import",
+    "ingest",
+    "gaps",
+    "train",
+    "evaluate",
+    "inspect",
+    "index",
+    "serve",
+    "predict",
+    "seed-histories",
+    "retrieve",
+]
 SUBCOMMANDS += ["benchmark", "doctor"]
 Started = list[tuple[str, dict[str, Any]]]
 
@@ -68,7 +81,7 @@ def test_help_is_quick_and_loads_neither_torch_nor_ray() -> None:
 
 def test_entry_points_are_where_the_command_line_looks_for_them() -> None:
     entries = [value for name, value in vars(floors).items() if name.isupper()]
-    assert len(entries) == 14
+    assert len(entries) == 16
     for entry in entries:
         module, _, function = entry.partition(":")
         text = (ROOT / (module.replace(".", "/") + ".py")).read_text() if not module.startswith("ray") else ""
@@ -118,8 +131,8 @@ def test_results_are_lines_for_people_and_one_document_for_machines(started: Sta
         (["train", "smoke", "demo"], "only one recipe may be given"),
         (["train", "smoke", "=3"], "expected section.name=value"),
         (["train", "smoke", "trian.epochs=3"], "unknown section 'trian'"),
-        (["retrieve"], "Give the history either as"),
-        (["retrieve", "--item", "1", "--history", "h.json"], "Give the history either as"),
+        (["retrieve"], "Give the history as"),
+        (["retrieve", "--item", "1", "--history", "h.json"], "Give the history as"),
         (["import", "table", "--source", "s", "--out", "o", "--column", "user_id"], "expected NAME=VALUE"),
         (["evaluate", "--artifact", "a"], "Missing option '--dataset'"),
         (["no-such-command"], "No such command"),

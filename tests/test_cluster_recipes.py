@@ -11,7 +11,7 @@ from data.ingest_settings import IngestSettings
 from data.settings import SECTIONS, Settings, read_section
 from data.simulate_settings import SimulateSettings
 from modeling.settings import ModelSettings
-from serve.settings import IndexSettings, ServeSettings
+from serve.settings import IndexSettings, PredictSettings, ServeSettings
 from trainer.settings import EvaluateSettings, TrainSettings
 
 KINDS: dict[str, type[Settings]] = {
@@ -22,6 +22,7 @@ KINDS: dict[str, type[Settings]] = {
     "evaluate": EvaluateSettings,
     "index": IndexSettings,
     "serve": ServeSettings,
+    "predict": PredictSettings,
 }
 RECIPES = [name for name in shipped_recipes() if name != DEFAULTS]
 

@@ -46,9 +46,10 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def url(release: Path, ray_session: None) -> Iterator[str]:
+def url(release: Path, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ready: list[dict[str, Any]] = []
-    recipe = {"serve": {**SETTINGS, "port": free_port()}}
+    histories = {"kind": "sqlite", "path": str(tmp_path_factory.mktemp("histories") / "h.sqlite")}
+    recipe = {"serve": {**SETTINGS, "port": free_port(), "histories": histories}}
     result = run(str(release), recipe, blocking=False, on_ready=ready.append)
     assert ready == [result]
     yield result["url"]
@@ -103,6 +104,19 @@ def test_concurrent_answers_equal_those_of_the_release_in_process(url: str, rele
         assert content["fallback"] is None
         assert [item["item_id"] for item in content["items"]] == in_process(engine, events, body["k"])
         assert content["items"][0]["title"] == f"Title {int(content['items'][0]['item_id'][1:])}"
+
+
+def test_a_user_of_whom_events_were_sent_is_answered_as_with_that_history(url: str) -> None:
+    events = history(9)
+    asked = {"k": 9, "request_time": START + 5_000}
+    sent = httpx.post(f"{url}/v1/events", json={"events": [{**event, "user_id": "me"} for event in events]})
+    assert sent.json() == {"accepted": 10, "known": 0, "too_old": 0}
+    by_user, by_history = post_all(url, [{**asked, "user_id": "me"}, {**asked, "history": events}])
+    assert by_user.json()["fallback"] is None
+    found = [answer.json() for answer in (by_user, by_history)] + [client.run(url, user="me", **asked)]
+    items = [[item["item_id"] for item in answer["items"]] for answer in found]
+    assert items[0] == items[1] == items[2]
+    assert {answer["history_events_used"] for answer in found} == {8}
 
 
 def test_conditions_over_http_equal_those_in_process_beside_requests_without(url: str, release: Path) -> None:

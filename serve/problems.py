@@ -1,0 +1,92 @@
+"""Every failure of the API as one clear status, and a body that says what is wrong.
+
+| status | when |
+| --- | --- |
+| 200 | answered; `fallback` says if the model had nothing to go by |
+| 400 | the body is not JSON |
+| 413 | the body is larger than `limits.max_body_bytes` |
+| 422 | a field is missing, malformed or past a limit; the answer names it |
+| 503 | overloaded, a replica was lost, or the store of histories does not answer; see `Retry-After` |
+| 504 | the deadline passed |
+"""
+
+import logging
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from serve.histories.contract import HistoriesUnavailable
+from serve.schemas import BadRequest, Problem, Problems
+
+logger = logging.getLogger(__name__)
+
+STATUSES = (400, 413, 422, 500, 503, 504)
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problems, "description": HTTPStatus(status).phrase} for status in STATUSES
+}
+
+
+def explain_problems(api: FastAPI, retry_after_seconds: int) -> None:
+    """Turn what the routes of an API raise into statuses; `unavailable` and `problem` are for those they return."""
+    api.add_exception_handler(RequestValidationError, _on_invalid)
+    api.add_exception_handler(BadRequest, _on_bad_request)
+    api.add_exception_handler(HTTPException, _on_http)
+    api.add_exception_handler(HistoriesUnavailable, partial(_on_no_histories, retry_after_seconds))
+    api.add_exception_handler(Exception, _on_defect)
+
+
+def problem(status: int, field: str, message: str) -> Response:
+    """An answer that names the one thing that is wrong."""
+    return _body(status, [Problem(field=field, message=message)])
+
+
+def unavailable(what: str, retry_after_seconds: int) -> Response:
+    """503: the same request may succeed soon."""
+    response = problem(503, "", f"{what}; ask again after the seconds in Retry-After")
+    response.headers["Retry-After"] = str(retry_after_seconds)
+    return response
+
+
+def _body(status: int, problems: list[Problem]) -> Response:
+    return Response(Problems(problems=problems).model_dump_json(), status, media_type="application/json")
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    """422 with the fields; what was found is not echoed, because it may be huge or not valid JSON (NaN)."""
+    assert isinstance(error, RequestValidationError)
+    found = error.errors()
+    if any(problem["type"] == "json_invalid" for problem in found):
+        return problem(400, "", "the body is not valid JSON")
+    return _body(422, [Problem(field=_field(problem["loc"]), message=problem["msg"]) for problem in found])
+
+
+async def _on_bad_request(request: Request, error: Exception) -> Response:
+    assert isinstance(error, BadRequest)
+    return _body(422, error.problems)
+
+
+async def _on_no_histories(retry_after_seconds: int, request: Request, error: Exception) -> Response:
+    logger.warning("no histories for a request: %s", error)
+    return unavailable("the store of histories does not answer", retry_after_seconds)
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    response = problem(error.status_code, "", str(error.detail))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _on_defect(request: Request, error: Exception) -> Response:
+    """No stack trace in an answer. Starlette raises the error again, so that the log has it."""
+    return problem(500, "", "internal error; the server's log has the details")
+
+
+def _field(location: tuple[str | int, ...]) -> str:
+    """`history.3.item_id`. Half a surrogate pair in a misspelt name must not break the answer."""
+    parts = [str(part) for part in location if part not in ("body", "constrained-str", "constrained-int")]
+    return ".".join(parts).encode("ascii", "backslashreplace").decode()[:200]
