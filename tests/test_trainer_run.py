@@ -173,17 +173,18 @@ def test_hashed_items_over_shards_or_with_too_few_rows_are_refused(
 def test_a_run_with_hashed_items_goes_on_from_an_artifact_and_is_evaluated_and_indexed(
     ray_session: None, tmp_path: Path
 ) -> None:
-    hashed = HashedItems(quotient_rows=12, remainder_rows=10)
+    hashed = HashedItems(kind="hashed", quotient_rows=12, remainder_rows=10)
     begun = write_artifact(tmp_path / "begun", write_dataset(tmp_path / "dataset", num_users=60), items=hashed)
     engine = {"zero_stage": 3, "precision": "bf16"}
-    settings = recipe(tmp_path, epochs=1, engine=engine, start_from=str(begun.directory))
+    optimizer = {"learning_rate": 0.01, "warmup_steps": 0}
+    settings = recipe(tmp_path, epochs=1, engine=engine, optimizer=optimizer, start_from=str(begun.directory))
     settings["model"] = begun.settings.model_dump(mode="json")
     summary = trainer.train.run(settings)
     found = trainer.evaluate.run(summary["artifact"], settings["train"]["dataset"], split="validation", recipe={})
     assert found["rows"][-1]["ndcg@10"] == pytest.approx(summary["validation"]["ndcg@10"], abs=1e-6)
     ended, rows = Artifact.open(summary["artifact"]), torch.arange(1, NUM_ITEMS + 1)
     before_VD, after_VD = (artifact.load_retriever().item_vectors(rows) for artifact in (begun, ended))
-    assert not torch.allclose(before_VD, after_VD, atol=1e-2)  # bf16 alone makes less of a difference
-    assert (before_VD * after_VD).sum(-1).mean() > 0.8
+    alike_V = (before_VD * after_VD).sum(-1)
+    assert 0.5 < alike_V.mean() < 0.99  # it went on from them, and learned; bf16 alone leaves .9999
     run_index = serve.release.run(summary["artifact"], str(tmp_path / "release"), {})
     assert run_index["counts"]["items"] == NUM_ITEMS
