@@ -15,6 +15,8 @@ from data.errors import MachineError
 from data.session import connect
 from data.settings import Recipe, Settings, read_section
 from serve.gateway import Gateway
+from serve.histories.contract import HistoriesUnavailable
+from serve.histories.store import open_histories
 from serve.release import Release
 from serve.retriever import Retriever
 from serve.settings import Replicas, ServeSettings, SqliteSettings
@@ -83,12 +85,13 @@ def run(
 
     Raises:
         ArtifactError: the release is missing, damaged or mismatched.
-        MachineError: the port is taken.
+        MachineError: the port is taken, or the histories cannot be kept where the recipe says.
         RecipeError: wrong settings.
     """
     settings = _with_absolute_path(read_section(recipe, "serve", ServeSettings))
     # Opened here first: an error now is one line, an error in a replica is a stack of retries.
     release_id = Release.open(release).release_id
+    _check_histories(settings)
     _check_port(settings.host, settings.port)
     connect()
     ray.serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=_logging(settings))
@@ -123,6 +126,15 @@ def _scaling(replicas: Replicas) -> dict[str, Any]:
 
 def _logging(settings: ServeSettings) -> dict[str, Any]:
     return {"log_level": "INFO" if settings.access_log else "WARNING", "enable_access_log": settings.access_log}
+
+
+def _check_histories(settings: ServeSettings) -> None:
+    if settings.histories is None:
+        return
+    try:
+        open_histories(settings.histories).close()
+    except HistoriesUnavailable as error:
+        raise MachineError(f"serve.histories: {error}, or set serve.histories=null") from None
 
 
 def _check_port(host: str, port: int) -> None:

@@ -181,6 +181,12 @@ def test_health_and_documentation(url: str) -> None:
     assert "/v1/retrieve" in httpx.get(f"{url}/openapi.json").json()["paths"]
 
 
+def test_histories_that_cannot_be_kept_are_refused_before_anything_starts(release: Path, tmp_path: Path) -> None:
+    recipe = {"serve": {"histories": {"kind": "sqlite", "path": str(tmp_path)}}}
+    with pytest.raises(MachineError, match=r"serve.histories: .* or set serve.histories=null"):
+        run(str(release), recipe, blocking=False)
+
+
 def test_a_taken_port_is_refused_before_anything_starts(url: str, release: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

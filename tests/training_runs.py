@@ -14,7 +14,7 @@ from tests.small_world import write_dataset
 from trainer.checkpoints import LOOP
 from trainer.telemetry import read_figures
 
-EPOCHS = 6
+EPOCHS = 5
 MAX_EVENTS = 8
 
 
