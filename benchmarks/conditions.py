@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pyarrow.compute as pc
 
-import serve.release
+import serve.build
 import trainer.conditional
 import trainer.train
 from benchmarks.report import parser, publish, run
@@ -112,7 +112,7 @@ def hard_compliance(place: Path, artifact: Path, *, users: int = 200) -> float:
     """Share of the served items that satisfy the hard condition that was asked for."""
     release = artifact.parent / "release"
     shutil.rmtree(release, ignore_errors=True)
-    serve.release.run(str(artifact), str(release), {"index": {}})
+    serve.build.run(str(artifact), str(release), {"index": {}})
     engine, dataset = Engine.open(release), PreparedDataset.open(place)
     catalogue = dataset.catalogue()
     item_ids = catalogue.column("item_id").to_pylist()

@@ -24,10 +24,10 @@ import torch
 from benchmarks.report import parser, publish, run
 from data.dataset import PreparedDataset
 from modeling.artifact import Artifact
+from serve.build import dataset_queries, item_vectors
 from serve.index.contract import Index
 from serve.index.on_faiss import set_search_threads
 from serve.index.store import build_index, write_files
-from serve.release import dataset_queries, item_vectors
 from serve.settings import (
     BinarySettings,
     FlatSettings,

@@ -47,6 +47,21 @@ def serve(release: str, port: int | None, words: tuple[str, ...]) -> None:
 
 @click.command()
 @click.argument("release", type=click.Path())
+@click.option(
+    "--address", help="Ray that serves, as `farsight serve` prints it; by default RAY_ADDRESS or this machine's."
+)
+@recipe_words
+@command
+def deploy(release: str, address: str | None, words: tuple[str, ...]) -> dict[str, Any]:
+    """Serve another release in the place of the running one, without a pause; the earlier one again rolls back.
+
+    Example: farsight deploy runs/demo/release
+    """
+    return floors.start(floors.DEPLOY, release=release, recipe=recipe_of(words), address=address)
+
+
+@click.command()
+@click.argument("release", type=click.Path())
 @click.option("--dataset", type=click.Path(), required=True, help="Prepared dataset whose users are answered.")
 @click.option("--out", type=click.Path(), required=True, help="Directory to write, one Parquet file per shard.")
 @recipe_words
@@ -118,4 +133,4 @@ def retrieve(
     show(answer, print_answer)
 
 
-SERVING = (index, serve, predict, seed_histories, retrieve)
+SERVING = (index, serve, deploy, predict, seed_histories, retrieve)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.serve
 from pydantic import Field
 
@@ -38,7 +39,11 @@ class AppArguments(Settings):
 
 
 def app(args: AppArguments) -> ray.serve.Application:
-    """Gateway and retriever replicas, wired together."""
+    """Gateway and retriever replicas, wired together.
+
+    When the application is deployed again, all new replicas start beside the old ones, and those stop once these
+    answer (`max_surge_percent`).
+    """
     settings, queueing, replicas = args.serve, args.serve.queueing, args.serve.replicas
     let_through = queueing.max_in_flight * settings.gateway.num_replicas
     retriever = ray.serve.deployment(
@@ -50,6 +55,7 @@ def app(args: AppArguments) -> ray.serve.Application:
         ray_actor_options={"num_cpus": replicas.num_cpus, "num_gpus": replicas.num_gpus},
         logging_config=_logging(settings),
         graceful_shutdown_wait_loop_s=DRAIN_POLL_SECONDS,
+        max_surge_percent=100,
         **_scaling(replicas),
     )(Retriever)
     gateway = ray.serve.deployment(
@@ -62,6 +68,7 @@ def app(args: AppArguments) -> ray.serve.Application:
         ray_actor_options={"num_cpus": settings.gateway.num_cpus},
         logging_config=_logging(settings),
         graceful_shutdown_wait_loop_s=DRAIN_POLL_SECONDS,
+        max_surge_percent=100,
     )(Gateway)
     application: ray.serve.Application = gateway.bind(
         retriever.bind(args.release, settings.batching, replicas), settings
@@ -81,14 +88,14 @@ def run(
         on_ready: called with the result once requests are answered.
 
     Returns:
-        `url`, `docs_url`, `release` (directory) and `release_id`.
+        `url`, `docs_url`, `release` (directory), `release_id` and `ray_address`, for `farsight deploy`.
 
     Raises:
         ArtifactError: the release is missing, damaged or mismatched.
         MachineError: the port is taken, or the histories cannot be kept where the recipe says.
         RecipeError: wrong settings.
     """
-    settings = _with_absolute_path(read_section(recipe, "serve", ServeSettings))
+    settings = serve_settings(recipe)
     # Opened here first: an error now is one line, an error in a replica is a stack of retries.
     release_id = Release.open(release).release_id
     _check_histories(settings)
@@ -98,7 +105,13 @@ def run(
     arguments = AppArguments(release=str(Path(release).resolve()), serve=settings)
     ray.serve.run(app(arguments), name=APPLICATION, route_prefix=settings.route_prefix)
     url = f"http://{settings.host}:{settings.port}{settings.route_prefix.rstrip('/')}"
-    result = {"url": url, "docs_url": f"{url}/docs", "release": str(release), "release_id": release_id}
+    result = {
+        "url": url,
+        "docs_url": f"{url}/docs",
+        "release": str(release),
+        "release_id": release_id,
+        "ray_address": ray.get_runtime_context().gcs_address,
+    }
     logger.info("serving release %s at %s", release_id, url)
     if on_ready is not None:
         on_ready(result)
@@ -108,8 +121,9 @@ def run(
     return result
 
 
-def _with_absolute_path(settings: ServeSettings) -> ServeSettings:
-    """A relative file of histories lies where the command runs, and not where a replica does."""
+def serve_settings(recipe: Recipe) -> ServeSettings:
+    """Section `serve`; a relative file of histories lies where the command runs, and not where a replica does."""
+    settings = read_section(recipe, "serve", ServeSettings)
     if not isinstance(settings.histories, SqliteSettings):
         return settings
     place = str(Path(settings.histories.path).absolute())

@@ -36,6 +36,7 @@ class Engine:
         artifact = release.artifact
         catalogue = artifact.catalogue()
         self.release_id = release.release_id
+        self.golden = release.golden
         self.needs_times = artifact.settings.reads_times
         self._max_events = artifact.max_events
         self._device = device

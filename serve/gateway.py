@@ -10,13 +10,15 @@ import ray.exceptions
 import ray.serve
 import ray.serve.exceptions
 import ray.serve.handle
-from fastapi import FastAPI, Response
+from fastapi import APIRouter, FastAPI, Response
+from fastapi.responses import JSONResponse
 
 from serve.answer import Answer, Query, Refusal
 from serve.body_limit import BodyLimit
 from serve.histories.contract import HistoryStore
 from serve.histories.store import open_histories
 from serve.problems import RESPONSES, explain_problems, problem, unavailable
+from serve.retriever import Ready
 from serve.schemas import RetrieveRequest, RetrieveResponse, to_query, to_response
 from serve.settings import ServeSettings
 from serve.user_routes import Histories, user_routes
@@ -50,7 +52,12 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # the name that Serve looks for
         kept = self._settings.histories
-        return create_api(self._ask, self._settings, None if kept is None else open_histories(kept))
+        return create_api(self._ask, self._settings, None if kept is None else open_histories(kept), self.ready)
+
+    async def ready(self) -> Ready:
+        """Ask a replica for a golden answer."""
+        found: Ready = await self._retriever.ready.remote()
+        return found
 
     async def _ask(self, query: Query) -> Answer | Refusal:
         if self._in_flight >= self._settings.queueing.max_in_flight:
@@ -63,11 +70,17 @@ class Gateway:
         return answer
 
 
-def create_api(ask: Ask, settings: ServeSettings, store: HistoryStore | None = None) -> FastAPI:
+def create_api(
+    ask: Ask,
+    settings: ServeSettings,
+    store: HistoryStore | None = None,
+    ready: Callable[[], Awaitable[Ready]] | None = None,
+) -> FastAPI:
     """The API in front of anything that answers queries.
 
     Args:
         store: what users did; None for an endpoint that keeps no histories.
+        ready: asks for a golden answer; None leaves out `/readyz`.
     """
     api = FastAPI(title="Farsight", summary="Retrieval of items for a user's history", version="1")
     api.add_middleware(BodyLimit, max_bytes=settings.limits.max_body_bytes)
@@ -102,4 +115,22 @@ def create_api(ask: Ask, settings: ServeSettings, store: HistoryStore | None = N
         """Whether the gateway runs."""
         return {"status": "ok"}
 
+    if ready is not None:
+        api.include_router(_readiness(ready, settings))
     return api
+
+
+def _readiness(ready: Callable[[], Awaitable[Ready]], settings: ServeSettings) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/readyz", responses=RESPONSES)
+    async def readyz() -> Response:
+        """Whether a golden request is answered as when the release was built, and by which release."""
+        try:
+            found = await asyncio.wait_for(ready(), settings.limits.max_deadline_ms / 1000)
+        except Exception as error:  # whatever it is, no request should come here
+            logger.warning("not ready: %s", error)
+            return unavailable("not ready", settings.queueing.retry_after_seconds)
+        return JSONResponse({"status": "ready", "release": found.release_id})
+
+    return routes

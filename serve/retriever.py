@@ -7,11 +7,21 @@ from dataclasses import dataclass
 import ray.serve
 import torch
 
+from data.errors import ArtifactMismatch
 from serve.answer import Answer, EncodedQuery, Query, Refusal
 from serve.engine import Engine
+from serve.golden import check_golden, is_golden, query_of
 from serve.index.on_faiss import set_search_threads
 from serve.instructions import Unanswerable
 from serve.settings import Batching, Replicas
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a replica serves."""
+
+    release: str  # directory
+    release_id: str
 
 
 @dataclass
@@ -29,8 +39,10 @@ class Retriever:
 
     def __init__(self, release: str, batching: Batching, replicas: Replicas) -> None:
         torch.set_num_threads(replicas.torch_threads)
+        self._release = release
         self._engine = Engine.open(release, device="cuda" if replicas.num_gpus else "cpu")
-        self._engine.warm_up()
+        # Warms the engine up, too. A replica that fails here is never asked; Serve keeps those of the release before.
+        check_golden(self._engine, self._engine.golden)
         self._model_thread = ThreadPoolExecutor(1, "model")
         self._search_thread = ThreadPoolExecutor(
             1, "search", initializer=set_search_threads, initargs=(replicas.torch_threads,)
@@ -56,6 +68,18 @@ class Retriever:
             raise
         assert answer is not None  # only an abandoned request has no answer
         return answer
+
+    async def ready(self) -> Ready:
+        """Answer a golden request on the way that every request goes.
+
+        Raises:
+            ArtifactMismatch: the answer is not golden.
+        """
+        for expected in self._engine.golden[:1]:
+            answer = await self.retrieve(query_of(expected))
+            if isinstance(answer, Refusal) or not is_golden(answer, expected):
+                raise ArtifactMismatch(f"release {self._engine.release_id}: a golden request got another answer")
+        return Ready(self._release, self._engine.release_id)
 
     async def _answer_batch(self, batch: list[_Waiting]) -> list[Answer | None]:
         loop = asyncio.get_running_loop()

@@ -27,6 +27,7 @@ SUBCOMMANDS = [
     "inspect",
     "index",
     "serve",
+    "deploy",
     "predict",
     "seed-histories",
     "retrieve",
@@ -81,7 +82,7 @@ def test_help_is_quick_and_loads_neither_torch_nor_ray() -> None:
 
 def test_entry_points_are_where_the_command_line_looks_for_them() -> None:
     entries = [value for name, value in vars(floors).items() if name.isupper()]
-    assert len(entries) == 16
+    assert len(entries) == 17
     for entry in entries:
         module, _, function = entry.partition(":")
         text = (ROOT / (module.replace(".", "/") + ".py")).read_text() if not module.startswith("ray") else ""

@@ -1,7 +1,9 @@
 """One real Serve application over real HTTP."""
 
 import asyncio
+import json
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -13,14 +15,16 @@ import httpx
 import pytest
 import ray.serve
 
-from data.errors import EndpointError, MachineError
+from data.errors import ArtifactMismatch, EndpointError, MachineError
+from data.storage import file_hash, write_json
 from modeling.settings import ConditionSettings
 from serve import client
 from serve.answer import Query
 from serve.app import _wait_for_signal, run
+from serve.build import run as build_release
+from serve.deploy import run as deploy
 from serve.engine import Engine
 from serve.instructions import Wish
-from serve.release import run as build_release
 from tests.ports import free_port
 from tests.small_world import ACTIONS, NUM_ITEMS, START, item_id, write_artifact, write_dataset
 
@@ -46,10 +50,14 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def url(release: Path, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    ready: list[dict[str, Any]] = []
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     histories = {"kind": "sqlite", "path": str(tmp_path_factory.mktemp("histories") / "h.sqlite")}
-    recipe = {"serve": {**SETTINGS, "port": free_port(), "histories": histories}}
+    return {"serve": {**SETTINGS, "port": free_port(), "histories": histories}}
+
+
+@pytest.fixture(scope="module")
+def url(release: Path, recipe: dict[str, Any], ray_session: None) -> Iterator[str]:
+    ready: list[dict[str, Any]] = []
     result = run(str(release), recipe, blocking=False, on_ready=ready.append)
     assert ready == [result]
     yield result["url"]
@@ -177,8 +185,61 @@ def test_overload_is_503_with_retry_after_and_passes(url: str) -> None:
 
 def test_health_and_documentation(url: str) -> None:
     assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
+    assert httpx.get(f"{url}/readyz", timeout=30).json()["status"] == "ready"
     assert "swagger" in httpx.get(f"{url}/docs").text.lower()
     assert "/v1/retrieve" in httpx.get(f"{url}/openapi.json").json()["paths"]
+
+
+def test_a_release_follows_another_under_load_and_no_request_fails_or_mixes_them(
+    url: str, recipe: dict[str, Any], release: Path, tmp_path: Path
+) -> None:
+    dataset = write_dataset(tmp_path / "dataset")
+    artifact = write_artifact(tmp_path / "artifact", dataset, seed=1, condition=ConditionSettings())
+    build_release(str(artifact.directory), str(tmp_path / "release"), {})
+    engines = {engine.release_id: engine for engine in map(Engine.open, (release, tmp_path / "release"))}
+    before, after = engines
+    expected = {name: in_process(engine, history(5), 5) for name, engine in engines.items()}
+    body = {"history": history(5), "k": 5, "request_time": START + 5_000}
+    answers: list[httpx.Response] = []
+    done = threading.Event()
+
+    def client_until_done() -> None:
+        with httpx.Client(base_url=url, timeout=60) as http:
+            while not done.is_set():
+                answers.append(http.post("/v1/retrieve", json=body))
+
+    clients = [threading.Thread(target=client_until_done) for _ in range(4)]
+    for thread in clients:
+        thread.start()
+    try:
+        found = deploy(str(tmp_path / "release"), recipe)
+        assert found == {"release": str(tmp_path / "release"), "release_id": after, "before": str(release)}
+        assert httpx.get(f"{url}/readyz", timeout=60).json() == {"status": "ready", "release": after}
+        deploy(str(release), recipe)  # back again
+    finally:
+        done.set()
+        for thread in clients:
+            thread.join()
+    assert {response.status_code for response in answers} == {200}
+    named = [response.json() for response in answers]
+    assert {answer["release"] for answer in named} == {before, after}
+    assert all([item["item_id"] for item in answer["items"]] == expected[answer["release"]] for answer in named)
+    assert httpx.post(f"{url}/v1/retrieve", json=body, timeout=60).json()["release"] == before
+
+
+def test_a_release_that_answers_otherwise_than_it_did_is_not_deployed(
+    url: str, recipe: dict[str, Any], release: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "release"
+    shutil.copytree(release, copy)
+    golden = json.loads((copy / "golden.json").read_text())
+    golden[3]["scores"][0] += 0.5
+    write_json(copy / "golden.json", golden)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    write_json(copy / "manifest.json", {**manifest, "golden_hash": file_hash(copy / "golden.json")})
+    with pytest.raises(ArtifactMismatch, match="golden request 3"):
+        deploy(str(copy), recipe)
+    assert httpx.get(f"{url}/readyz", timeout=60).json()["release"] == manifest["release_id"]
 
 
 def test_histories_that_cannot_be_kept_are_refused_before_anything_starts(release: Path, tmp_path: Path) -> None:

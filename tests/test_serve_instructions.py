@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from data.dataset import PreparedDataset
 from modeling.settings import ConditionSettings, PoolSettings
 from serve.answer import Query
+from serve.build import run
 from serve.engine import Engine
 from serve.instructions import Unanswerable, Wish, merge, quotas
-from serve.release import run
 from tests.small_world import NUM_ITEMS, START, item_id, write_artifact, write_dataset
 
 POOL = PoolSettings(name="new", max_age_days=1)

@@ -12,10 +12,10 @@ from data.errors import DatasetError, FarsightError
 from data.storage import MANIFEST, directory_hashes, read_manifest, write_json
 from modeling.settings import ConditionSettings
 from serve.answer import Query
+from serve.build import run as build_release
 from serve.engine import Engine
 from serve.instructions import Wish
 from serve.predict import FORMAT_VERSION, KIND, SCHEMA, run
-from serve.release import run as build_release
 from tests.small_world import NUM_ITEMS, START, in_shards, write_artifact, write_dataset
 
 pytestmark = pytest.mark.ray

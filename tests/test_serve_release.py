@@ -15,10 +15,12 @@ from data.encode import encode_histories
 from data.errors import ArtifactError, ArtifactMismatch
 from modeling.artifact import Artifact
 from modeling.metrics import hide, top_rows
-from serve.answer import Query
+from serve.answer import Answer, Query
+from serve.build import run
 from serve.engine import Engine
+from serve.golden import check_golden, is_golden, query_of
 from serve.instructions import Unanswerable
-from serve.release import Release, run
+from serve.release import Release
 from tests.small_world import ACTIONS, MAX_EVENTS, NUM_ITEMS, START, item_id, write_artifact, write_dataset
 from trainer.evaluation import RetrieverScorer
 
@@ -115,7 +117,7 @@ def test_a_release_whose_manifest_names_other_pieces_is_refused(release: Path, t
 
 
 def test_damage_anywhere_in_a_release_is_refused(release: Path, tmp_path: Path) -> None:
-    for name in ("artifact/model.safetensors", "index/index.faiss", "artifact/vocabulary.parquet"):
+    for name in ("artifact/model.safetensors", "index/index.faiss", "artifact/vocabulary.parquet", "golden.json"):
         copy = tmp_path / name.replace("/", "_")
         shutil.copytree(release, copy)
         content = bytearray((copy / name).read_bytes())
@@ -125,6 +127,38 @@ def test_damage_anywhere_in_a_release_is_refused(release: Path, tmp_path: Path) 
             Release.open(copy)
     with pytest.raises(ArtifactError, match="not a finished release"):
         Release.open(tmp_path)
+
+
+def test_a_release_knows_requests_and_refuses_to_answer_them_otherwise(
+    release: Path, artifact: Artifact, dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    engine = Engine.open(release)
+    rows = [row for table in dataset.history_tables() for row in table.to_pylist() if row["num_test"]]
+    asked = [query_of(golden) for golden in engine.golden]
+    assert [query.request_time for query in asked] == [row["times"][-1] for row in rows[:8]]
+    assert [query.timestamps for query in asked] == [row["times"][:-1] for row in rows[:8]]
+    check_golden(engine, engine.golden)
+    run(str(artifact.directory), str(tmp_path / "made_up"), FLAT)
+    made_up = Engine.open(tmp_path / "made_up")
+    assert len(made_up.golden) == 8
+    check_golden(made_up, made_up.golden)
+    other = write_artifact(tmp_path / "artifact", dataset, seed=1)
+    run(str(other.directory), str(tmp_path / "release"), FLAT)
+    with pytest.raises(ArtifactMismatch, match=r"golden request 0: found i\d+ .* expected i\d+ .* build it here"):
+        check_golden(Engine.open(tmp_path / "release"), engine.golden)
+
+
+def test_an_answer_is_golden_whatever_the_order_of_equal_scores_and_not_if_an_item_is_lost() -> None:
+    expected = {"item_ids": ["a", "b", "c"], "scores": [0.9, 0.51, 0.5]}
+
+    def answer(item_ids: list[str], scores: list[float]) -> Answer:
+        return Answer("r", item_ids, scores, [None] * 3, [None] * 3, None, 0, 0, 1)
+
+    assert is_golden(answer(["a", "b", "c"], [0.9, 0.51, 0.5]), expected)
+    assert is_golden(answer(["a", "c", "d"], [0.905, 0.505, 0.5]), expected)  # d is as good as b
+    assert not is_golden(answer(["x", "b", "c"], [0.9, 0.51, 0.5]), expected)
+    assert not is_golden(answer(["a", "b", "c"], [0.9, 0.6, 0.5]), expected)
+    assert not is_golden(answer(["a", "b"], [0.9, 0.51]), expected)
 
 
 def test_recall_on_another_dataset_is_refused(artifact: Artifact, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import serve.release
+import serve.build
 import trainer.evaluate
 import trainer.train
 from data.dataset import PreparedDataset
@@ -186,5 +186,5 @@ def test_a_run_with_hashed_items_goes_on_from_an_artifact_and_is_evaluated_and_i
     before_VD, after_VD = (artifact.load_retriever().item_vectors(rows) for artifact in (begun, ended))
     alike_V = (before_VD * after_VD).sum(-1)
     assert 0.5 < alike_V.mean() < 0.99  # it went on from them, and learned; bf16 alone leaves .9999
-    run_index = serve.release.run(summary["artifact"], str(tmp_path / "release"), {})
+    run_index = serve.build.run(summary["artifact"], str(tmp_path / "release"), {})
     assert run_index["counts"]["items"] == NUM_ITEMS

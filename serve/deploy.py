@@ -1,0 +1,73 @@
+"""Another release in the place of the one that a running application serves, without a pause.
+
+Serve starts replicas with the new release beside the old ones. A replica answers the release's golden requests before
+it counts as started, so a release that answers otherwise here than where it was built never takes a request.
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.serve
+import ray.serve.exceptions
+
+from data.errors import ArtifactError, EndpointError
+from data.settings import Recipe
+from serve.app import APPLICATION, AppArguments, app, serve_settings
+from serve.engine import Engine
+from serve.golden import check_golden
+from serve.retriever import Ready
+from serve.settings import ServeSettings
+
+logger = logging.getLogger(__name__)
+
+
+def run(release: str, recipe: Recipe, address: str | None = None) -> dict[str, Any]:
+    """Serve another release with a running application; the earlier one again is a rollback.
+
+    Args:
+        release: directory of a release, readable under this path by every node.
+        recipe: section `serve`, as the application is served with; what differs is changed too, but for host and port.
+        address: of the Ray that serves; the one in `RAY_ADDRESS`, or found on this machine, if None.
+
+    Returns:
+        `release`, `release_id`, and `before`, the directory of the release that it follows.
+
+    Raises:
+        ArtifactError: the release is damaged, or did not start; the one before goes on answering.
+        ArtifactMismatch: it answers its golden requests otherwise than when it was built.
+        EndpointError: nothing is served there.
+    """
+    settings, place = serve_settings(recipe), str(Path(release).resolve())
+    engine = Engine.open(place)
+    check_golden(engine, engine.golden)
+    before = _served(address)
+    logger.info("deploying release %s after %s", engine.release_id, before.release_id)
+    try:
+        _deploy(place, settings)
+    except RuntimeError as error:
+        _deploy(before.release, settings)  # or Serve would try the new one again whenever a replica is lost
+        raise ArtifactError(f"{place}: did not start, {before.release_id} goes on answering: {error}") from None
+    return {"release": release, "release_id": engine.release_id, "before": before.release}
+
+
+def _served(address: str | None) -> Ready:
+    """What the running application answers with."""
+    try:
+        if not ray.is_initialized():
+            ray.init(address or os.environ.get("RAY_ADDRESS") or "auto", logging_level=logging.WARNING)
+        gateway = ray.serve.get_app_handle(APPLICATION)
+        found: Ready = gateway.ready.remote().result(timeout_s=60)
+    except (ConnectionError, ray.serve.exceptions.RayServeException, TimeoutError) as error:
+        raise EndpointError(
+            f"no application {APPLICATION!r} answers there ({error}); start it with farsight serve, or give the "
+            "ray_address that it printed with --address"
+        ) from None
+    return found
+
+
+def _deploy(release: str, settings: ServeSettings) -> None:
+    arguments = AppArguments(release=release, serve=settings)
+    ray.serve.run(app(arguments), name=APPLICATION, route_prefix=settings.route_prefix)
