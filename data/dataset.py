@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.errors import DatasetError
@@ -71,6 +72,11 @@ class PreparedDataset:
     def shards(self) -> list[Path]:
         """The history files, in shard order."""
         return [self.directory / shard["file"] for shard in self.manifest["shards"]]
+
+    def newest_time(self) -> int:
+        """Time of the newest event, seconds UTC; 0 without times or events."""
+        times = (pc.max(pc.list_flatten(table["times"])).as_py() for table in self.history_tables(["times"]))
+        return max((time for time in times if time is not None), default=0)
 
     def vocabulary(self) -> Vocabulary:
         """The items, in row order."""

@@ -19,7 +19,6 @@ import torch
 
 from data.dataset import PreparedDataset
 from data.errors import DatasetError, FarsightError
-from data.histories import time_range
 from data.settings import Recipe, read_section
 from data.storage import MANIFEST, directory_hashes, file_hash, write_json
 from data.tasks import Actors, over_items
@@ -68,7 +67,8 @@ def run(release: str, dataset: str, out: str, recipe: Recipe) -> dict[str, Any]:
     if final.exists():
         raise FarsightError(f"{final}: already exists; choose another place or remove it")
     prepared, release_id = PreparedDataset.open(dataset), Release.open(release).release_id
-    request_time = _newest(prepared) if settings.request_time is None else settings.request_time
+    # By default the newest event's: the same dataset then gets the same answers on every day.
+    request_time = prepared.newest_time() if settings.request_time is None else settings.request_time
     plan = {
         "release_id": release_id,
         "dataset": file_hash(prepared.directory / MANIFEST),
@@ -101,12 +101,6 @@ def run(release: str, dataset: str, out: str, recipe: Recipe) -> dict[str, Any]:
     write_json(aside / MANIFEST, {**manifest, "files": directory_hashes(aside)})
     aside.rename(final)
     return {"directory": out, "release_id": release_id, "request_time": request_time, "counts": counts}
-
-
-def _newest(dataset: PreparedDataset) -> int:
-    """Time of the newest event: asked then, the same dataset gets the same answers on every day."""
-    ranges = [time_range(table) for table in dataset.history_tables(["times"])]
-    return max((found[1] for found in ranges if found), default=0)
 
 
 def _unfinished(final: Path, plan: dict[str, Any]) -> Path:

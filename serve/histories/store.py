@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data.dataset import PreparedDataset
 from data.errors import DatasetError, EndpointError, MachineError, RecipeError
@@ -59,7 +58,7 @@ def seed(dataset: str, recipe: Recipe) -> dict[str, Any]:
     if not prepared.has_times:
         raise DatasetError(f"{dataset}: its events have no times, which the stored histories are ordered by")
     item_ids, actions = prepared.vocabulary().item_ids, [None, *prepared.manifest["actions"]]
-    until = max((_newest(table) for table in prepared.history_tables(["times"])), default=0)
+    until = prepared.newest_time()
     users = events = 0
     try:
         store = open_histories(settings.histories)
@@ -73,10 +72,6 @@ def seed(dataset: str, recipe: Recipe) -> dict[str, Any]:
     except HistoriesUnavailable as error:
         raise EndpointError(str(error)) from None
     return {"users": users, "events": events, "until": until}
-
-
-def _newest(table: pa.Table) -> int:
-    return pc.max(pc.list_flatten(table["times"])).as_py() or 0
 
 
 def _histories(
