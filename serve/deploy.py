@@ -49,7 +49,10 @@ def run(release: str, recipe: Recipe, address: str | None = None) -> dict[str, A
         _deploy(place, settings)
     except RuntimeError as error:
         _deploy(before.release, settings)  # or Serve would try the new one again whenever a replica is lost
-        raise ArtifactError(f"{place}: did not start, {before.release_id} goes on answering: {error}") from None
+        raise ArtifactError(
+            f"{place}: did not start, and {before.release_id} goes on answering; the log of the new replicas (in Ray's "
+            f"folder of logs, under serve/) says why: {error}"
+        ) from None
     return {"release": release, "release_id": engine.release_id, "before": before.release}
 
 
