@@ -22,7 +22,7 @@ from tests.ports import free_port
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(bash|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-COMMAND = re.compile(r"farsight ([a-z]+)")
+COMMAND = re.compile(r"farsight ([a-z-]+)")
 
 
 def _commands(kind: str) -> Iterator[str]:
