@@ -98,8 +98,8 @@ def run(
     settings = serve_settings(recipe)
     # Opened here first: an error now is one line, an error in a replica is a stack of retries.
     release_id = Release.open(release).release_id
-    _check_histories(settings)
     _check_port(settings.host, settings.port)
+    _check_histories(settings)
     connect()
     ray.serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=_logging(settings))
     arguments = AppArguments(release=str(Path(release).resolve()), serve=settings)
