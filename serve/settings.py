@@ -98,17 +98,22 @@ class Batching(Settings):
     wait_seconds: float = Field(0.002, ge=0, description="seconds that a request waits for others to join it")
 
 
-class Replicas(Settings):
-    """Replicas of the retriever, each with the whole release in memory."""
+class Holders(Settings):
+    """Processes that each have a whole release in memory."""
+
+    num_cpus: float = Field(1.0, ge=0, description="logical CPUs that Ray reserves for each")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs of each; above 0 the model runs on CUDA")
+    torch_threads: int = Field(1, ge=1, description="threads of the model, and as many of the index, of each")
+
+
+class Replicas(Holders):
+    """Replicas of the retriever."""
 
     min_replicas: int = Field(1, ge=1, description="replicas that always run")
     max_replicas: int = Field(1, ge=1, description="replicas at most; above the minimum, Serve scales by load")
     target_ongoing_requests: float = Field(16, gt=0, description="requests per replica that scaling aims at")
     upscale_delay_s: float = Field(10, ge=0, description="seconds of load before replicas are added")
     downscale_delay_s: float = Field(300, ge=0, description="seconds of idleness before replicas are removed")
-    num_cpus: float = Field(1, ge=0, description="logical CPUs that Ray reserves per replica")
-    num_gpus: float = Field(0, ge=0, description="GPUs per replica; above 0 the model runs on CUDA")
-    torch_threads: int = Field(1, ge=1, description="threads of the model, and as many of the index, per replica")
 
     @model_validator(mode="after")
     def _ordered(self) -> "Replicas":
@@ -214,14 +219,11 @@ class Wanted(Settings):
         return self
 
 
-class Workers(Settings):
-    """Ray Data actors, each with the whole release in memory."""
+class Workers(Holders):
+    """Ray Data actors."""
 
     at_least: int = Field(1, ge=1, description="actors that always run")
     at_most: int = Field(2, ge=1, description="actors at most, as many as the shards keep busy")
-    num_cpus: float = Field(1.0, ge=0, description="logical CPUs that Ray reserves per actor")
-    num_gpus: float = Field(0.0, ge=0, description="GPUs per actor; above 0 the model runs on CUDA")
-    torch_threads: int = Field(1, ge=1, description="threads of the model, and as many of the index, per actor")
 
     @model_validator(mode="after")
     def _ordered(self) -> "Workers":
