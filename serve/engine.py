@@ -144,12 +144,6 @@ class Engine:
             first = stop
         return answers
 
-    def warm_up(self) -> None:
-        """Answer once, so that the first request does not pay for lazy initialisation."""
-        item_ids = self._vocabulary.item_ids[: self._max_events]
-        times = list(range(len(item_ids)))
-        self.answer([Query(item_ids=item_ids, k=10, request_time=len(item_ids), timestamps=times)])
-
     def _answer(self, query: EncodedQuery, rows_PK: IntArray, scores_PK: FloatArray) -> Answer:
         used = min(len(query.items_L), self._max_events)
         lists = [pick(rows_K, scores_K, query) for rows_K, scores_K in zip(rows_PK, scores_PK, strict=True)]

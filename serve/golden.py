@@ -23,7 +23,7 @@ SCORE_TOLERANCE = 0.02
 
 def history_queries(dataset: PreparedDataset) -> list[Query]:
     """Requests of the first users that have test events, as they stood before those."""
-    item_ids, actions = dataset.vocabulary().item_ids, [None, *dataset.manifest["actions"]]
+    vocabulary, actions = dataset.vocabulary(), [None, *dataset.manifest["actions"]]
     queries: list[Query] = []
     for table in dataset.history_tables():
         for row in table.to_pylist():
@@ -32,7 +32,7 @@ def history_queries(dataset: PreparedDataset) -> list[Query]:
                 continue
             queries.append(
                 Query(
-                    item_ids=[item_ids[item - 1] for item in row["items"][:seen]],
+                    item_ids=vocabulary.external(row["items"][:seen]),
                     timestamps=row["times"][:seen] if dataset.has_times else None,
                     actions=[actions[code] for code in row["actions"][:seen]],
                     k=ITEMS_PER_ANSWER,

@@ -133,7 +133,7 @@ class _Shard:
         self._engine = Engine.open(release, "cuda" if settings.workers.num_gpus else "cpu")
         self._out, self._settings, self._request_time = Path(out), settings, request_time
         prepared = PreparedDataset.open(dataset)
-        self._has_times, self._item_ids = prepared.has_times, prepared.vocabulary().item_ids
+        self._has_times, self._vocabulary = prepared.has_times, prepared.vocabulary()
         self._actions = [None, *prepared.manifest["actions"]]
 
     def __call__(self, number: int, item: dict[str, str]) -> int:
@@ -169,7 +169,7 @@ class _Shard:
         for items, times, codes in zip(*columns, strict=True):
             until = sum(time <= self._request_time for time in times)  # histories stand in the order of time
             yield Query(
-                item_ids=[self._item_ids[item - 1] for item in items[:until]],
+                item_ids=self._vocabulary.external(items[:until]),
                 k=asked.k,
                 request_time=self._request_time,
                 timestamps=times[:until] if self._has_times else None,

@@ -13,8 +13,8 @@ from serve.settings import Limits
 # The year 3000. Beyond it a time is surely in milliseconds.
 MAX_TIME = 32_503_680_000
 
-ItemId = Annotated[StrictStr, Field(min_length=1, max_length=256)] | Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
-UserId = Annotated[StrictStr, Field(min_length=1, max_length=256)] | Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
+Name = Annotated[StrictStr, Field(min_length=1, max_length=256)]
+Id = Name | Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
 Seconds = Annotated[StrictInt, Field(ge=0, le=MAX_TIME, description="seconds since 1970, UTC")]
 
 
@@ -27,17 +27,15 @@ class Body(BaseModel):
 class Event(Body):
     """One event of the history."""
 
-    item_id: ItemId = Field(description="the item's id in the catalogue; 12 and '12' are the same item")
+    item_id: Id = Field(description="the item's id in the catalogue; 12 and '12' are the same item")
     timestamp: Seconds | None = Field(None, description="when it happened; give it for all events or for none")
-    action: Annotated[StrictStr, Field(min_length=1, max_length=256)] | None = Field(
-        None, description="what the user did, in the log's words"
-    )
+    action: Name | None = Field(None, description="what the user did, in the log's words")
 
 
 class Condition(Body):
     """What a part of the answer should be: of one of these categories or pools, or like what the user has had most."""
 
-    any_of: list[Annotated[StrictStr, Field(min_length=1, max_length=256)]] = Field(
+    any_of: list[Name] = Field(
         default_factory=list, description="names of categories or pools; each gets an equal part of the weight"
     )
     own_top: Annotated[StrictInt, Field(ge=1)] | None = Field(
@@ -53,14 +51,14 @@ class RetrieveRequest(Body):
     history: list[Event] | None = Field(
         None, description="the user's events; sorted by time, and without times they stand oldest first"
     )
-    user_id: UserId | None = Field(
+    user_id: Id | None = Field(
         None,
         description="instead of a history: the user whose stored events are meant (/v1/events); 12 and '12' are one",
     )
     k: Annotated[StrictInt, Field(ge=1)] = Field(10, description="items wanted")
     request_time: Seconds | None = Field(None, description="when the answer will be shown; now if left out")
     exclude_seen: StrictBool = Field(True, description="leave out every item of the whole history")
-    exclude_item_ids: list[ItemId] = Field(default_factory=list, description="further items to leave out")
+    exclude_item_ids: list[Id] = Field(default_factory=list, description="further items to leave out")
     conditions: list[Condition] = Field(
         default_factory=list, description="what the answer should satisfy; their lists are merged by weight"
     )
@@ -92,13 +90,11 @@ class RetrieveResponse(Body):
 class UserEvent(Body):
     """Something that a user did."""
 
-    user_id: UserId
-    item_id: ItemId = Field(description="the item's id, whether the catalogue has it or not")
+    user_id: Id
+    item_id: Id = Field(description="the item's id, whether the catalogue has it or not")
     timestamp: Seconds | None = Field(None, description="when it happened; now if left out")
-    action: Annotated[StrictStr, Field(min_length=1, max_length=256)] | None = Field(
-        None, description="what the user did, in the log's words"
-    )
-    event_id: Annotated[StrictStr, Field(min_length=1, max_length=256)] | None = Field(
+    action: Name | None = Field(None, description="what the user did, in the log's words")
+    event_id: Name | None = Field(
         None, description="a name of this event, so that sending it twice counts once whatever else differs"
     )
 

@@ -134,5 +134,5 @@ class SqliteHistories:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.OperationalError, sqlite3.DatabaseError, OSError) as error:
+        except (sqlite3.DatabaseError, OSError) as error:
             raise HistoriesUnavailable(f"{self._path}: {error}; see that the file can be written") from error

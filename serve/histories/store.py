@@ -9,6 +9,7 @@ import pyarrow as pa
 from data.dataset import PreparedDataset
 from data.errors import DatasetError, EndpointError, MachineError, RecipeError
 from data.settings import Recipe, read_section
+from data.vocabulary import Vocabulary
 from serve.histories.contract import HistoriesUnavailable, HistoryStore, StoredEvent
 from serve.histories.in_sqlite import SqliteHistories
 from serve.settings import HistoriesKind, ServeSettings, SqliteSettings
@@ -57,14 +58,14 @@ def seed(dataset: str, recipe: Recipe) -> dict[str, Any]:
     prepared = PreparedDataset.open(dataset)
     if not prepared.has_times:
         raise DatasetError(f"{dataset}: its events have no times, which the stored histories are ordered by")
-    item_ids, actions = prepared.vocabulary().item_ids, [None, *prepared.manifest["actions"]]
+    vocabulary, actions = prepared.vocabulary(), [None, *prepared.manifest["actions"]]
     until = prepared.newest_time()
     users = events = 0
     try:
         store = open_histories(settings.histories)
         for table in prepared.history_tables(["user_id", "items", "times", "actions"]):
             for batch in table.to_batches(USERS_PER_CALL):
-                histories = _histories(batch, item_ids, actions)
+                histories = _histories(batch, vocabulary, actions)
                 store.replace(histories, until)
                 users += len(histories)
                 events += sum(map(len, histories.values()))
@@ -75,13 +76,13 @@ def seed(dataset: str, recipe: Recipe) -> dict[str, Any]:
 
 
 def _histories(
-    batch: pa.RecordBatch, item_ids: Sequence[str], actions: Sequence[str | None]
+    batch: pa.RecordBatch, vocabulary: Vocabulary, actions: Sequence[str | None]
 ) -> dict[str, list[StoredEvent]]:
     columns = (batch[name].to_pylist() for name in ("user_id", "items", "times", "actions"))
     return {
         user: [
-            StoredEvent(item_ids[item - 1], time, actions[code])
-            for item, time, code in zip(items, times, codes, strict=True)
+            StoredEvent(item_id, time, actions[code])
+            for item_id, time, code in zip(vocabulary.external(items), times, codes, strict=True)
         ]
         for user, items, times, codes in zip(*columns, strict=True)
     }
