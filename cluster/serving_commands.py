@@ -102,6 +102,7 @@ def seed_histories(dataset: str, words: tuple[str, ...]) -> dict[str, Any]:
 @click.option("--condition", "conditions", multiple=True, metavar="NAME", help="Category or pool; repeat it.")
 @click.option("--hard", is_flag=True, help="Nothing that does not satisfy the conditions.")
 @click.option("--deadline-ms", type=click.IntRange(min=1), help="Milliseconds that the endpoint may take.")
+@click.option("--token", envvar="FARSIGHT_TOKEN", help="Token of the endpoint; by default FARSIGHT_TOKEN.")
 @command
 def retrieve(
     url: str,

@@ -1,7 +1,7 @@
 """From a request to rows and back: pure functions on numpy arrays, no model and no index."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -57,6 +57,7 @@ class Answer:
     unknown_items: int
     unknown_actions: int
     history_events_used: int
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)  # where a replica spent its time
 
 
 @dataclass(frozen=True)
@@ -112,3 +113,12 @@ def pick(rows_K: IntArray, scores_K: FloatArray, query: EncodedQuery) -> tuple[I
 def popularity_order(train_events_V: IntArray) -> IntArray:
     """Rows by falling number of training events, then by row; entry v of the input is row v + 1."""
     return np.argsort(-train_events_V, kind="stable") + 1
+
+
+def own_top_scores(answers: Sequence[Answer]) -> list[float]:
+    """The best score of each answer that is the model's own, asked for nothing in particular."""
+    return [
+        answer.scores[0]
+        for answer in answers
+        if answer.scores and answer.fallback is None and not any(answer.conditions)
+    ]

@@ -1,5 +1,6 @@
 """The Serve application, for `farsight serve` and for Serve config files (`import_path: serve.app:app`)."""
 
+import ipaddress
 import logging
 import signal
 import socket
@@ -12,9 +13,10 @@ import ray
 import ray.serve
 from pydantic import Field
 
-from data.errors import MachineError
+from data.errors import MachineError, RecipeError
 from data.session import connect
 from data.settings import Recipe, Settings, read_section
+from serve.access import Tokens
 from serve.gateway import Gateway
 from serve.histories.contract import HistoriesUnavailable
 from serve.histories.store import open_histories
@@ -29,6 +31,9 @@ APPLICATION = "farsight"
 REFUSING_ROOM = 8
 # How often a replica that is told to stop looks whether its requests are done; Serve's own 2 s only delays the end.
 DRAIN_POLL_SECONDS = 0.2
+# Serve's own line per hop costs throughput; the gateway writes one per request (`serve.watching`).
+LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+ACCESS_LOGGING = {"log_level": "INFO", "enable_access_log": False, "encoding": "JSON"}
 
 
 class AppArguments(Settings):
@@ -53,7 +58,7 @@ def app(args: AppArguments) -> ray.serve.Application:
         # Reached only while no replica runs.
         max_queued_requests=queueing.max_in_flight,
         ray_actor_options={"num_cpus": replicas.num_cpus, "num_gpus": replicas.num_gpus},
-        logging_config=_logging(settings),
+        logging_config=LOGGING,
         graceful_shutdown_wait_loop_s=DRAIN_POLL_SECONDS,
         max_surge_percent=100,
         **_scaling(replicas),
@@ -66,7 +71,7 @@ def app(args: AppArguments) -> ray.serve.Application:
         max_queued_requests=let_through,
         backpressure_config={"status_code": 503, "retry_after_s": queueing.retry_after_seconds},
         ray_actor_options={"num_cpus": settings.gateway.num_cpus},
-        logging_config=_logging(settings),
+        logging_config=ACCESS_LOGGING if settings.access_log else LOGGING,
         graceful_shutdown_wait_loop_s=DRAIN_POLL_SECONDS,
         max_surge_percent=100,
     )(Gateway)
@@ -93,15 +98,16 @@ def run(
     Raises:
         ArtifactError: the release is missing, damaged or mismatched.
         MachineError: the port is taken, or the histories cannot be kept where the recipe says.
-        RecipeError: wrong settings.
+        RecipeError: wrong settings, or an endpoint beyond this machine without tokens.
     """
     settings = serve_settings(recipe)
+    _check_access(settings)
     # Opened here first: an error now is one line, an error in a replica is a stack of retries.
     release_id = Release.open(release).release_id
     _check_port(settings.host, settings.port)
     _check_histories(settings)
     connect()
-    ray.serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=_logging(settings))
+    ray.serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=LOGGING)
     arguments = AppArguments(release=str(Path(release).resolve()), serve=settings)
     ray.serve.run(app(arguments), name=APPLICATION, route_prefix=settings.route_prefix)
     url = f"http://{settings.host}:{settings.port}{settings.route_prefix.rstrip('/')}"
@@ -122,12 +128,18 @@ def run(
 
 
 def serve_settings(recipe: Recipe) -> ServeSettings:
-    """Section `serve`; a relative file of histories lies where the command runs, and not where a replica does."""
+    """Section `serve`; relative files lie where the command runs, and not where a replica does."""
     settings = read_section(recipe, "serve", ServeSettings)
-    if not isinstance(settings.histories, SqliteSettings):
-        return settings
-    place = str(Path(settings.histories.path).absolute())
-    return settings.model_copy(update={"histories": settings.histories.model_copy(update={"path": place})})
+    changed: dict[str, Any] = {}
+    if isinstance(settings.histories, SqliteSettings):
+        changed["histories"] = settings.histories.model_copy(update={"path": _absolute(settings.histories.path)})
+    if settings.access.tokens_file is not None:
+        changed["access"] = settings.access.model_copy(update={"tokens_file": _absolute(settings.access.tokens_file)})
+    return settings.model_copy(update=changed)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute())
 
 
 def _scaling(replicas: Replicas) -> dict[str, Any]:
@@ -138,8 +150,22 @@ def _scaling(replicas: Replicas) -> dict[str, Any]:
     return {"autoscaling_config": replicas.model_dump(include=names)}
 
 
-def _logging(settings: ServeSettings) -> dict[str, Any]:
-    return {"log_level": "INFO" if settings.access_log else "WARNING", "enable_access_log": settings.access_log}
+def _check_access(settings: ServeSettings) -> None:
+    access = settings.access
+    if access.tokens_file is not None:
+        Tokens(access.tokens_file)
+    elif not (access.anyone or _is_loopback(settings.host)):
+        raise RecipeError(
+            f"serve.host {settings.host}: listens beyond this machine, and anyone there could ask; set "
+            "serve.access.tokens_file=FILE, or serve.access.anyone=true where something in front asks who they are"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _check_histories(settings: ServeSettings) -> None:

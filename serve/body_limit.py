@@ -1,8 +1,8 @@
 """ASGI middleware that refuses large bodies before they are parsed."""
 
-import json
-
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.problems import problem
 
 
 class BodyLimit:
@@ -22,7 +22,7 @@ class BodyLimit:
             return
         stated = dict(scope["headers"]).get(b"content-length", b"")
         if stated.isdigit() and int(stated) > self._max_bytes:
-            await self._refuse(send)
+            await self._refuse(scope, receive, send)
             return
         body = b""
         # Read whole here: a JSON body is of no use in parts, and inside the application an
@@ -33,18 +33,15 @@ class BodyLimit:
                 return
             body += message.get("body", b"")
             if len(body) > self._max_bytes:
-                await self._refuse(send)
+                await self._refuse(scope, receive, send)
                 return
             if not message.get("more_body", False):
                 break
         await self._app(scope, _replay(body, receive), send)
 
-    async def _refuse(self, send: Send) -> None:
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         message = f"the body is larger than {self._max_bytes} bytes; send a shorter history"
-        content = json.dumps({"problems": [{"field": "", "message": message}]}).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
-        await send({"type": "http.response.start", "status": 413, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
+        await problem(413, "", message)(scope, receive, send)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from data.settings import Recipe, read_section
 from data.storage import MANIFEST, file_hash, published_directory, read_manifest, write_json
 from modeling.artifact import Artifact
 from modeling.retriever import Retriever
+from serve.answer import Query, own_top_scores
 from serve.engine import Engine
-from serve.golden import golden_of, history_queries, made_up_queries
+from serve.golden import NUM_REQUESTS, golden_of, history_queries, made_up_queries
 from serve.index.store import open_index, write_index_directory
 from serve.release import ARTIFACT, FORMAT_VERSION, GOLDEN, INDEX, KIND, Release, release_id
 from serve.settings import IndexSettings
@@ -27,6 +29,8 @@ from serve.settings import IndexSettings
 logger = logging.getLogger(__name__)
 
 QUERY_BATCH = 64
+# Below this many scores their tenths say nothing.
+MIN_DECILE_SCORES = 50
 
 
 def run(artifact: str, out: str, recipe: Recipe, dataset: str | None = None) -> dict[str, Any]:
@@ -70,8 +74,8 @@ def run(artifact: str, out: str, recipe: Recipe, dataset: str | None = None) -> 
         name = release_id(source.content_hash, index_manifest)
         engine = Engine(Release(aside, name, Artifact.open(aside / ARTIFACT), open_index(aside / INDEX)[0], golden=[]))
         timeless = prepared is not None and engine.needs_times and not prepared.has_times
-        asked = made_up_queries(source) if prepared is None or timeless else history_queries(prepared)
-        write_json(aside / GOLDEN, golden_of(engine, asked))
+        real = [] if prepared is None or timeless else history_queries(prepared, settings.num_recall_queries)
+        write_json(aside / GOLDEN, golden_of(engine, real[:NUM_REQUESTS] or made_up_queries(source)))
         manifest = {
             "kind": KIND,
             "format_version": FORMAT_VERSION,
@@ -80,6 +84,7 @@ def run(artifact: str, out: str, recipe: Recipe, dataset: str | None = None) -> 
             "golden_hash": file_hash(aside / GOLDEN),
             "counts": index_manifest["counts"],
             "recall": index_manifest["recall"],
+            "top_score_deciles": top_score_deciles(engine, real),
         }
         write_json(aside / MANIFEST, manifest)
     logger.info("release %s: %d items, %s index", name, num_items, settings.search.kind)
@@ -93,6 +98,19 @@ def _check_replaceable(out: Path) -> None:
             read_manifest(out, KIND, FORMAT_VERSION, ArtifactError)
         except ArtifactError as error:
             raise ArtifactError(f"{out}: exists and is not a release ({error}); choose another --out") from None
+
+
+def top_score_deciles(engine: Engine, queries: Sequence[Query]) -> list[float] | None:
+    """The nine scores that cut the best scores of these requests into tenths, to see later whether scores have
+    drifted; None for too few requests.
+    """
+    starts = range(0, len(queries), QUERY_BATCH)
+    answers = [answer for start in starts for answer in engine.answer(queries[start : start + QUERY_BATCH])]
+    scores = own_top_scores(answers)
+    if len(scores) < MIN_DECILE_SCORES:
+        return None
+    deciles: list[float] = np.quantile(scores, np.arange(1, 10) / 10).tolist()
+    return deciles
 
 
 def item_vectors(retriever: Retriever, num_items: int, chunk_rows: int) -> Float32[npt.NDArray[np.float32], "V D"]:

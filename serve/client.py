@@ -12,6 +12,7 @@ from data.errors import EndpointError
 # What to do about a status whose answer does not say it itself.
 ADVICE = {
     404: "check the address: it is the one that farsight serve printed, without /v1/retrieve",
+    401: "give a token of the endpoint with --token or in FARSIGHT_TOKEN",
     413: "send a shorter history",
     503: "the endpoint is overloaded or starting; ask again in a moment",
     504: "ask with a later deadline, or again in a moment",
@@ -29,6 +30,7 @@ def run(
     exclude_item_ids: Sequence[str] = (),
     conditions: Sequence[Mapping[str, Any]] = (),
     deadline_ms: int | None = None,
+    token: str | None = None,
     timeout_seconds: float = 30,
 ) -> dict[str, Any]:
     """Ask a running endpoint.
@@ -41,6 +43,7 @@ def run(
         request_time: seconds UTC; the server's clock if None.
         conditions: what the answer should satisfy: `any_of` or `own_top`, and perhaps `weight` and `hard`.
         deadline_ms: milliseconds for the server; its own default if None.
+        token: of the endpoint's file of tokens, if it has one.
         timeout_seconds: how long this client waits for each step of the connection.
 
     Returns:
@@ -60,8 +63,9 @@ def run(
     if deadline_ms is not None:
         body["deadline_ms"] = deadline_ms
     address = url.rstrip("/") + "/v1/retrieve"
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     try:
-        response = httpx.post(address, json=body, timeout=timeout_seconds)
+        response = httpx.post(address, json=body, headers=headers, timeout=timeout_seconds)
     except httpx.TimeoutException:
         raise EndpointError(f"{address}: no answer within {timeout_seconds:g} s; is the endpoint overloaded?") from None
     except (httpx.TransportError, httpx.InvalidURL) as error:

@@ -11,6 +11,7 @@ import torch
 from data.batch import collate, to_device
 from data.encode import encode_histories
 from data.schema import TRAIN_EVENTS
+from data.vocabulary import PAD_ROW
 from serve.answer import (
     Answer,
     EncodedQuery,
@@ -37,6 +38,7 @@ class Engine:
         catalogue = artifact.catalogue()
         self.release_id = release.release_id
         self.golden = release.golden
+        self.top_score_deciles = release.top_score_deciles
         self.needs_times = artifact.settings.reads_times
         self._max_events = artifact.max_events
         self._device = device
@@ -48,6 +50,7 @@ class Engine:
         self._index = release.index
         self._retriever = artifact.load_retriever(device)
         self._conditions = artifact.conditions()
+        self.takes_conditions = self._retriever.conditioning is not None
 
     @classmethod
     def open(cls, directory: str | Path, device: str = "cpu") -> "Engine":
@@ -57,6 +60,20 @@ class Engine:
             ArtifactError: missing, damaged or mismatched.
         """
         return cls(Release.open(directory, device), device)
+
+    @property
+    def num_items(self) -> int:
+        """Items that can be answered."""
+        return self._index.num_items
+
+    @property
+    def conditions(self) -> Sequence[str]:
+        """Names of the categories and pools that can be asked for."""
+        return self._conditions.names
+
+    def titles(self, item_ids: Sequence[str]) -> list[str | None]:
+        """The titles of items; None for one that has none or is not known."""
+        return self._titles_of(self._vocabulary.rows(item_ids))
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """Answer queries in one batch; each gets what it would get alone, up to float rounding."""
@@ -79,7 +96,7 @@ class Engine:
             query.wishes,
             encoded.items_L,
             self._conditions,
-            takes_conditions=self._retriever.conditioning is not None,
+            takes_conditions=self.takes_conditions,
         )
         return replace(encoded, instructions=asked)
 
@@ -98,7 +115,7 @@ class Engine:
         )
         batch = to_device(collate(histories), self._device)
         with torch.inference_mode():
-            if self._retriever.conditioning is None:
+            if not self.takes_conditions:
                 query_QD = self._retriever.query_vectors(batch)
                 owner_N = np.repeat(np.arange(len(queries)), [len(query.instructions) for query in queries])
                 vectors = query_QD[torch.from_numpy(owner_N).to(query_QD.device)]
@@ -160,13 +177,17 @@ class Engine:
             release=self.release_id,
             item_ids=self._vocabulary.external(rows.tolist()),
             scores=scores.tolist(),
-            titles=[None if self._titles is None else self._titles[row - 1].as_py() for row in rows.tolist()],
+            titles=self._titles_of(rows),
             conditions=[query.instructions[number].name for number in brought_by.tolist()],
             fallback="popularity" if fallback else None,
             unknown_items=query.unknown_items,
             unknown_actions=query.unknown_actions,
             history_events_used=used,
         )
+
+    def _titles_of(self, rows: IntArray) -> list[str | None]:
+        titles = self._titles
+        return [None if titles is None or row == PAD_ROW else titles[row - 1].as_py() for row in rows.tolist()]
 
     def _popular(self, query: EncodedQuery, asked: Instruction) -> tuple[IntArray, FloatArray]:
         popular_V = self._popular_V

@@ -10,18 +10,22 @@ import ray.exceptions
 import ray.serve
 import ray.serve.exceptions
 import ray.serve.handle
-from fastapi import APIRouter, FastAPI, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
+from serve.access import AccessGuard, Tokens
 from serve.answer import Answer, Query, Refusal
 from serve.body_limit import BodyLimit
+from serve.description import Description
 from serve.histories.contract import HistoryStore
 from serve.histories.store import open_histories
+from serve.page_routes import add_page
 from serve.problems import RESPONSES, explain_problems, problem, unavailable
 from serve.retriever import Ready
 from serve.schemas import RetrieveRequest, RetrieveResponse, to_query, to_response
 from serve.settings import ServeSettings
 from serve.user_routes import Histories, user_routes
+from serve.watching import RequestWatch, noted, server_timing
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +56,16 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # the name that Serve looks for
         kept = self._settings.histories
-        return create_api(self._ask, self._settings, None if kept is None else open_histories(kept), self.ready)
+        store = None if kept is None else open_histories(kept)
+        return create_api(self._ask, self._settings, store, self.ready, self._describe)
 
     async def ready(self) -> Ready:
         """Ask a replica for a golden answer."""
         found: Ready = await self._retriever.ready.remote()
+        return found
+
+    async def _describe(self) -> Description:
+        found: Description = await self._retriever.describe.remote()
         return found
 
     async def _ask(self, query: Query) -> Answer | Refusal:
@@ -75,15 +84,24 @@ def create_api(
     settings: ServeSettings,
     store: HistoryStore | None = None,
     ready: Callable[[], Awaitable[Ready]] | None = None,
+    describe: Callable[[], Awaitable[Description]] | None = None,
 ) -> FastAPI:
     """The API in front of anything that answers queries.
 
     Args:
         store: what users did; None for an endpoint that keeps no histories.
         ready: asks for a golden answer; None leaves out `/readyz`.
+        describe: asks what can be asked; None leaves out the page.
+
+    Raises:
+        RecipeError: the file of tokens cannot be used.
     """
-    api = FastAPI(title="Farsight", summary="Retrieval of items for a user's history", version="1")
+    tokens = None if settings.access.tokens_file is None else Tokens(settings.access.tokens_file)
+    api = FastAPI(title="Farsight", summary="Retrieval of items for a user's history", version="1", redoc_url=None)
+    # The last that is added is the first that a request meets.
     api.add_middleware(BodyLimit, max_bytes=settings.limits.max_body_bytes)
+    api.add_middleware(AccessGuard, tokens=tokens, rate=settings.access.rate)
+    api.add_middleware(RequestWatch, access_log=settings.access_log)
     explain_problems(api, settings.queueing.retry_after_seconds)
     histories = Histories(store)
     api.include_router(user_routes(histories, settings.limits))
@@ -95,7 +113,7 @@ def create_api(
         return await ask(to_query(request, settings.limits, int(time.time()), stored))
 
     @api.post("/v1/retrieve", response_model=RetrieveResponse, responses=RESPONSES)
-    async def retrieve(request: RetrieveRequest) -> Response:
+    async def retrieve(request: RetrieveRequest, http: Request) -> Response:
         """The best items for a history."""
         deadline_ms = request.deadline_ms or settings.deadline_ms
         try:
@@ -108,7 +126,9 @@ def create_api(
             return unavailable("overloaded", settings.queueing.retry_after_seconds)
         if isinstance(answer, Refusal):
             return problem(422, answer.field, answer.message)
-        return Response(to_response(answer).model_dump_json(), media_type="application/json")
+        http.scope["state"].update(noted(answer))
+        headers = {"Server-Timing": server_timing(answer.stage_seconds)}
+        return Response(to_response(answer).model_dump_json(), media_type="application/json", headers=headers)
 
     @api.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -117,6 +137,8 @@ def create_api(
 
     if ready is not None:
         api.include_router(_readiness(ready, settings))
+    if describe is not None:
+        add_page(api, describe)
     return api
 
 

@@ -21,7 +21,7 @@ ITEMS_PER_ANSWER = 10
 SCORE_TOLERANCE = 0.02
 
 
-def history_queries(dataset: PreparedDataset) -> list[Query]:
+def history_queries(dataset: PreparedDataset, at_most: int = NUM_REQUESTS) -> list[Query]:
     """Requests of the first users that have test events, as they stood before those."""
     vocabulary, actions = dataset.vocabulary(), [None, *dataset.manifest["actions"]]
     queries: list[Query] = []
@@ -39,7 +39,7 @@ def history_queries(dataset: PreparedDataset) -> list[Query]:
                     request_time=row["times"][seen],
                 )
             )
-            if len(queries) == NUM_REQUESTS:
+            if len(queries) == at_most:
                 return queries
     return queries
 

@@ -4,8 +4,10 @@
 | --- | --- |
 | 200 | answered; `fallback` says if the model had nothing to go by |
 | 400 | the body is not JSON |
+| 401 | no token of this endpoint; see `serve.access` |
 | 413 | the body is larger than `limits.max_body_bytes` |
 | 422 | a field is missing, malformed or past a limit; the answer names it |
+| 429 | more requests of this token than its rate; see `Retry-After` |
 | 503 | overloaded, a replica was lost, or the store of histories does not answer; see `Retry-After` |
 | 504 | the deadline passed |
 """
@@ -24,7 +26,7 @@ from serve.schemas import BadRequest, Problem, Problems
 
 logger = logging.getLogger(__name__)
 
-STATUSES = (400, 413, 422, 500, 503, 504)
+STATUSES = (400, 401, 413, 422, 429, 500, 503, 504)
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": Problems, "description": HTTPStatus(status).phrase} for status in STATUSES
 }

@@ -1,6 +1,6 @@
 """A release: one artifact and the index built from it, addressed by a content id.
 
-DIR/manifest.json   release id, hashes
+DIR/manifest.json   release id, hashes, and what its best scores were when it was built
 DIR/artifact/       copy of the artifact
 DIR/index/          index.faiss and its manifest
 DIR/golden.json     requests with the answers that this release must give
@@ -34,6 +34,7 @@ class Release:
     artifact: Artifact
     index: Index
     golden: list[dict[str, Any]]  # of `serve.golden`
+    top_score_deciles: list[float] | None = None  # of `serve.build`
 
     @classmethod
     def open(cls, directory: str | Path, device: str = "cpu") -> "Release":
@@ -70,7 +71,8 @@ class Release:
             )
         if not (place / GOLDEN).is_file() or file_hash(place / GOLDEN) != manifest["golden_hash"]:
             raise ArtifactError(f"{place / GOLDEN}: missing or damaged; build the release again with farsight index")
-        return cls(place, found, artifact, index, json.loads((place / GOLDEN).read_text(encoding="utf-8")))
+        golden = json.loads((place / GOLDEN).read_text(encoding="utf-8"))
+        return cls(place, found, artifact, index, golden, manifest.get("top_score_deciles"))
 
 
 def release_id(artifact_hash: str, index_manifest: dict[str, Any]) -> str:

@@ -1,19 +1,23 @@
 """The retriever replica: model and index of one release side by side, behind micro-batches."""
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import ray.serve
 import torch
 
 from data.errors import ArtifactMismatch
 from serve.answer import Answer, EncodedQuery, Query, Refusal
+from serve.description import Description, describe
 from serve.engine import Engine
 from serve.golden import check_golden, is_golden, query_of
 from serve.index.on_faiss import set_search_threads
 from serve.instructions import Unanswerable
 from serve.settings import Batching, Replicas
+from serve.watching import QUEUE, STAGES, RetrieverWatch
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class _Waiting:
     """A request in the batch queue."""
 
     query: EncodedQuery
+    since: float  # seconds of the clock
     abandoned: bool = False  # its deadline passed or its client left
 
 
@@ -43,6 +48,8 @@ class Retriever:
         self._engine = Engine.open(release, device="cuda" if replicas.num_gpus else "cpu")
         # Warms the engine up, too. A replica that fails here is never asked; Serve keeps those of the release before.
         check_golden(self._engine, self._engine.golden)
+        self._description = describe(self._engine)
+        self._watch = RetrieverWatch(self._engine.release_id, self._engine.top_score_deciles)
         self._model_thread = ThreadPoolExecutor(1, "model")
         self._search_thread = ThreadPoolExecutor(
             1, "search", initializer=set_search_threads, initargs=(replicas.torch_threads,)
@@ -57,7 +64,7 @@ class Retriever:
     async def retrieve(self, query: Query) -> Answer | Refusal:
         """Answer one query together with whatever else is waiting."""
         try:
-            waiting = _Waiting(self._engine.encode(query))
+            waiting = _Waiting(self._engine.encode(query), time.perf_counter())
         except Unanswerable as error:
             return Refusal(error.field, error.message)
         try:
@@ -68,6 +75,10 @@ class Retriever:
             raise
         assert answer is not None  # only an abandoned request has no answer
         return answer
+
+    async def describe(self) -> Description:
+        """What can be asked."""
+        return self._description
 
     async def ready(self) -> Ready:
         """Answer a golden request on the way that every request goes.
@@ -88,8 +99,17 @@ class Retriever:
         if not wanted:
             return results
         queries = [batch[place].query for place in wanted]
+        clock = [time.perf_counter()]
         query_ND = await loop.run_in_executor(self._model_thread, self._engine.query_vectors, queries)
+        clock.append(time.perf_counter())
         hits = await loop.run_in_executor(self._search_thread, self._engine.search, queries, query_ND)
-        for place, answer in zip(wanted, self._engine.answers(queries, hits), strict=True):
-            results[place] = answer
+        clock.append(time.perf_counter())
+        answers = self._engine.answers(queries, hits)
+        clock.append(time.perf_counter())
+        stage_seconds = dict(zip(STAGES, np.diff(clock).tolist(), strict=True))
+        self._watch.answered(queries, answers, stage_seconds)
+        for place, answer in zip(wanted, answers, strict=True):
+            waited = clock[0] - batch[place].since
+            self._watch.waited(waited)
+            results[place] = replace(answer, stage_seconds={QUEUE: waited, **stage_seconds})
         return results

@@ -2,7 +2,8 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from limits import parse as parse_rate
+from pydantic import Field, field_validator, model_validator
 
 from data.settings import Settings
 
@@ -122,6 +123,32 @@ class Replicas(Holders):
         return self
 
 
+class Access(Settings):
+    """Who may ask, and how often."""
+
+    tokens_file: str | None = Field(
+        None,
+        description="file with a `NAME TOKEN` per line; what asks /v1 must send one (Authorization: Bearer TOKEN), or "
+        "gets 401; read again when it changes; null asks for none",
+    )
+    rate: str | None = Field(
+        None,
+        description="requests of one token that one gateway replica answers, as `100/second` or `5000/minute`; "
+        "past that it gets 429; null sets no limit",
+    )
+    anyone: bool = Field(False, description="listen beyond this machine without tokens; something in front must ask")
+
+    @field_validator("rate")
+    @classmethod
+    def _parsed(cls, rate: str | None) -> str | None:
+        if rate is not None:
+            try:
+                parse_rate(rate)
+            except ValueError:
+                raise ValueError(f"found {rate!r}, expected a rate such as 100/second or 5000/minute") from None
+        return rate
+
+
 class Queueing(Settings):
     """How many requests may wait; past that a request is answered 503 at once.
 
@@ -177,7 +204,10 @@ class ServeSettings(Settings):
     port: int = Field(8000, ge=1, le=65_535, description="TCP port of the HTTP proxy")
     route_prefix: str = Field("/", pattern=r"^/", description="path under which the application answers")
     deadline_ms: int = Field(2_000, ge=1, description="milliseconds that a request waits if it states no deadline")
-    access_log: bool = Field(False, description="one log line per request and per hop; costs throughput")
+    access_log: bool = Field(
+        False, description="a JSON line per request in the gateway's log, in Ray's folder of logs under serve/"
+    )
+    access: Access = Field(default_factory=Access, description="tokens and their rate")
     limits: Limits = Field(default_factory=Limits, description="limits of a request")
     batching: Batching = Field(default_factory=Batching, description="micro-batches")
     queueing: Queueing = Field(default_factory=Queueing, description="bounded queues")

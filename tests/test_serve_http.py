@@ -3,10 +3,10 @@
 import asyncio
 import json
 import os
+import re
 import shutil
-import signal
-import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ import httpx
 import pytest
 import ray.serve
 
-from data.errors import ArtifactMismatch, EndpointError, MachineError
+from data.errors import ArtifactMismatch, EndpointError
 from data.storage import file_hash, write_json
 from modeling.settings import ConditionSettings
 from serve import client
 from serve.answer import Query
-from serve.app import _wait_for_signal, run
+from serve.app import run
 from serve.build import run as build_release
 from serve.deploy import run as deploy
 from serve.engine import Engine
@@ -37,6 +37,7 @@ SETTINGS = {
     "queueing": {"max_in_flight": 16, "retry_after_seconds": 2},
     "limits": {"max_body_bytes": 100_000, "max_k": 40},
     "deadline_ms": 10_000,
+    "access_log": True,
 }
 
 
@@ -190,6 +191,53 @@ def test_health_and_documentation(url: str) -> None:
     assert "/v1/retrieve" in httpx.get(f"{url}/openapi.json").json()["paths"]
 
 
+def test_a_request_is_seen_in_its_answer_the_access_log_and_the_metrics(url: str) -> None:
+    body = {"history": [{"item_id": 404, "timestamp": START}, *history(4)], "request_time": START + 5_000, "k": 7}
+    response = httpx.post(f"{url}/v1/retrieve", json=body, headers={"X-Request-ID": "seen-1"}, timeout=30)
+    assert response.headers["x-request-id"] == "seen-1"
+    stages = re.fullmatch(
+        r"queue;dur=(.+), encode;dur=(.+), search;dur=(.+), merge;dur=(.+)", response.headers["server-timing"]
+    )
+    assert stages is not None
+    assert float(stages[1]) >= 1e3 * WAIT_SECONDS - 50
+    logs = Path(os.environ["RAY_TMPDIR"], "ray", "session_latest", "logs", "serve")
+    written = [json.loads(line) for file in logs.glob("*gateway*.log") for line in file.read_text().splitlines()]
+    [line] = [line for line in written if line.get("request_id") == "seen-1"]
+    assert {
+        name: line[name] for name in ("path", "status", "items", "token", "unknown_items", "history_events_used")
+    } == {
+        "path": "/v1/retrieve",
+        "status": 200,
+        "items": 7,
+        "token": "anyone",
+        "unknown_items": 1,
+        "history_events_used": 5,
+    }
+    assert line["ms"] >= line["stage_ms"]["queue"]
+    metrics = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
+    wanted = [
+        "requests_total",
+        "request_seconds_bucket",
+        "stage_seconds_bucket",
+        "batch_size_bucket",
+        "unknown_items_total",
+        "history_events_total",
+        "items_wanted_total",
+        "items_answered_total",
+        "fallbacks_total",
+        "release",
+    ]
+    for _ in range(60):  # Ray reports every few seconds
+        lines = httpx.get(metrics, timeout=30).text.splitlines()
+        missing = [name for name in wanted if not any(line.startswith(f"ray_farsight_{name}{{") for line in lines)]
+        if not missing:
+            break
+        time.sleep(0.5)
+    assert missing == []
+    [release_line] = [line for line in lines if line.startswith("ray_farsight_release{")]
+    assert f'release="{response.json()["release"]}"' in release_line
+
+
 def test_a_release_follows_another_under_load_and_no_request_fails_or_mixes_them(
     url: str, recipe: dict[str, Any], release: Path, tmp_path: Path
 ) -> None:
@@ -240,25 +288,3 @@ def test_a_release_that_answers_otherwise_than_it_did_is_not_deployed(
     with pytest.raises(ArtifactMismatch, match="golden request 3"):
         deploy(str(copy), recipe)
     assert httpx.get(f"{url}/readyz", timeout=60).json()["release"] == manifest["release_id"]
-
-
-def test_histories_that_cannot_be_kept_are_refused_before_anything_starts(release: Path, tmp_path: Path) -> None:
-    recipe = {"serve": {"histories": {"kind": "sqlite", "path": str(tmp_path)}}}
-    with pytest.raises(MachineError, match=r"serve.histories: .* or set serve.histories=null"):
-        run(str(release), recipe, blocking=False)
-
-
-def test_a_taken_port_is_refused_before_anything_starts(url: str, release: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(MachineError, match=rf"serve.port {port}: .* serve on another port"):
-            run(str(release), {"serve": {"port": port}}, blocking=False)
-
-
-def test_serving_ends_at_sigterm_and_gives_the_handlers_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    _wait_for_signal()
-    assert signal.getsignal(signal.SIGTERM) is before

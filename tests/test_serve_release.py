@@ -15,10 +15,10 @@ from data.encode import encode_histories
 from data.errors import ArtifactError, ArtifactMismatch
 from modeling.artifact import Artifact
 from modeling.metrics import hide, top_rows
-from serve.answer import Answer, Query
+from serve.answer import Answer, Query, own_top_scores
 from serve.build import run
 from serve.engine import Engine
-from serve.golden import check_golden, is_golden, query_of
+from serve.golden import check_golden, history_queries, is_golden, query_of
 from serve.instructions import Unanswerable
 from serve.release import Release
 from tests.small_world import ACTIONS, MAX_EVENTS, NUM_ITEMS, START, item_id, write_artifact, write_dataset
@@ -270,3 +270,18 @@ def test_a_query_vector_of_nan_gives_popularity_and_is_logged(engine: Engine, ca
     assert (broken.fallback, whole.fallback) == ("popularity", None)
     assert np.isfinite(broken.scores).all()
     assert "no finite query vector" in caplog.text
+
+
+def test_a_release_knows_the_best_scores_of_its_own_requests(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "dataset", num_users=120)
+    artifact = write_artifact(tmp_path / "artifact", dataset)
+    run(str(artifact.directory), str(tmp_path / "release"), {}, dataset=str(dataset.directory))
+    engine = Engine.open(tmp_path / "release")
+    deciles = engine.top_score_deciles
+    assert deciles is not None
+    scores = own_top_scores([engine.answer([query])[0] for query in history_queries(dataset, at_most=500)])
+    assert len(scores) > 100
+    shares = np.bincount(np.searchsorted(deciles, scores), minlength=10) / len(scores)
+    assert np.abs(shares - 0.1).max() < 0.02
+    run(str(artifact.directory), str(tmp_path / "other"), {})
+    assert Release.open(tmp_path / "other").top_score_deciles is None  # nothing real was asked

@@ -1,0 +1,56 @@
+"""`farsight serve`: what is refused before anything starts, and how it ends."""
+
+import os
+import signal
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.errors import MachineError, RecipeError
+from serve.app import _wait_for_signal, run
+from serve.build import run as build_release
+from tests.small_world import write_artifact, write_dataset
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("serve")
+    artifact = write_artifact(place / "artifact", write_dataset(place / "dataset"))
+    build_release(str(artifact.directory), str(place / "release"), {})
+    return place / "release"
+
+
+def test_histories_that_cannot_be_kept_are_refused_before_anything_starts(release: Path, tmp_path: Path) -> None:
+    recipe = {"serve": {"histories": {"kind": "sqlite", "path": str(tmp_path)}}}
+    with pytest.raises(MachineError, match=r"serve.histories: .* or set serve.histories=null"):
+        run(str(release), recipe, blocking=False)
+
+
+def test_a_taken_port_is_refused_before_anything_starts(release: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(MachineError, match=rf"serve.port {port}: .* serve on another port"):
+            run(str(release), {"serve": {"port": port}}, blocking=False)
+
+
+def test_an_endpoint_beyond_this_machine_needs_tokens_or_a_word(tmp_path: Path) -> None:
+    def start(**serve: Any) -> None:
+        run(str(tmp_path / "no release"), {"serve": {"histories": None, **serve}}, blocking=False)
+
+    for host in ("0.0.0.0", "::", "example.org"):
+        with pytest.raises(RecipeError, match=r"serve.access.tokens_file=FILE, or serve.access.anyone=true"):
+            start(host=host)
+    with pytest.raises(RecipeError, match=r"tokens: No such file"):
+        start(host="0.0.0.0", access={"tokens_file": str(tmp_path / "no" / "tokens")})
+
+
+def test_serving_ends_at_sigterm_and_gives_the_handlers_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    _wait_for_signal()
+    assert signal.getsignal(signal.SIGTERM) is before
