@@ -2,6 +2,7 @@
 
 import ipaddress
 import logging
+import os
 import signal
 import socket
 import threading
@@ -17,21 +18,27 @@ from data.errors import MachineError, RecipeError
 from data.session import connect
 from data.settings import Recipe, Settings, read_section
 from serve.access import Tokens
-from serve.gateway import Gateway
+from serve.endpoint import Endpoint
 from serve.histories.contract import HistoriesUnavailable
 from serve.histories.store import open_histories
 from serve.release import Release
-from serve.retriever import Retriever
 from serve.settings import Replicas, ServeSettings, SqliteSettings
 
 logger = logging.getLogger(__name__)
 
 APPLICATION = "farsight"
-# Requests that a gateway replica may hold, per request that it lets through.
+# Requests that a replica may hold, per request that it works on.
 REFUSING_ROOM = 8
 # How often a replica that is told to stop looks whether its requests are done; Serve's own 2 s only delays the end.
 DRAIN_POLL_SECONDS = 0.2
-# Serve's own line per hop costs throughput; the gateway writes one per request (`serve.watching`).
+# What Serve's processes read when they start. A request whose replica is lost before it answers goes to another one: it
+# changes nothing, or like /v1/events nothing twice.
+HAPROXY = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+}
+# Serve's own lines cost throughput; the API writes one per request (`serve.watching`).
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 ACCESS_LOGGING = {"log_level": "INFO", "enable_access_log": False, "encoding": "JSON"}
 
@@ -44,40 +51,25 @@ class AppArguments(Settings):
 
 
 def app(args: AppArguments) -> ray.serve.Application:
-    """Gateway and retriever replicas, wired together.
+    """The endpoint's replicas.
 
     When the application is deployed again, all new replicas start beside the old ones, and those stop once these
     answer (`max_surge_percent`).
     """
     settings, queueing, replicas = args.serve, args.serve.queueing, args.serve.replicas
-    let_through = queueing.max_in_flight * settings.gateway.num_replicas
-    retriever = ray.serve.deployment(
-        name="retriever",
-        # Never full, wherever the router sends what the gateways let through (see `Queueing`).
-        max_ongoing_requests=let_through,
-        # Reached only while no replica runs.
-        max_queued_requests=queueing.max_in_flight,
-        ray_actor_options={"num_cpus": replicas.num_cpus, "num_gpus": replicas.num_gpus},
-        logging_config=LOGGING,
-        graceful_shutdown_wait_loop_s=DRAIN_POLL_SECONDS,
-        max_surge_percent=100,
-        **_scaling(replicas),
-    )(Retriever)
-    gateway = ray.serve.deployment(
-        name="gateway",
-        num_replicas=settings.gateway.num_replicas,
-        # Room beyond what it lets through, so that it can refuse; the proxy refuses what is past that.
+    endpoint = ray.serve.deployment(
+        name="endpoint",
+        # Room beyond what a replica works on, so that it can refuse; the proxy refuses what is past that.
         max_ongoing_requests=REFUSING_ROOM * queueing.max_in_flight,
-        max_queued_requests=let_through,
+        max_queued_requests=queueing.max_in_flight * replicas.max_replicas,
         backpressure_config={"status_code": 503, "retry_after_s": queueing.retry_after_seconds},
-        ray_actor_options={"num_cpus": settings.gateway.num_cpus},
+        ray_actor_options={"num_cpus": replicas.num_cpus, "num_gpus": replicas.num_gpus},
         logging_config=ACCESS_LOGGING if settings.access_log else LOGGING,
         graceful_shutdown_wait_loop_s=DRAIN_POLL_SECONDS,
         max_surge_percent=100,
-    )(Gateway)
-    application: ray.serve.Application = gateway.bind(
-        retriever.bind(args.release, settings.batching, replicas), settings
-    )
+        **_scaling(replicas),
+    )(Endpoint)
+    application: ray.serve.Application = endpoint.bind(args.release, settings)
     return application
 
 
@@ -106,6 +98,8 @@ def run(
     release_id = Release.open(release).release_id
     _check_port(settings.host, settings.port)
     _check_histories(settings)
+    if settings.haproxy:
+        os.environ.update(HAPROXY)
     connect()
     ray.serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=LOGGING)
     arguments = AppArguments(release=str(Path(release).resolve()), serve=settings)

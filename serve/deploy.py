@@ -61,8 +61,8 @@ def _served(address: str | None) -> Ready:
     try:
         if not ray.is_initialized():
             ray.init(address or os.environ.get("RAY_ADDRESS") or "auto", logging_level=logging.WARNING)
-        gateway = ray.serve.get_app_handle(APPLICATION)
-        found: Ready = gateway.ready.remote().result(timeout_s=60)
+        endpoint = ray.serve.get_app_handle(APPLICATION)
+        found: Ready = endpoint.ready.remote().result(timeout_s=60)
     except (ConnectionError, ray.serve.exceptions.RayServeException, TimeoutError) as error:
         raise EndpointError(
             f"no application {APPLICATION!r} answers there ({error}); start it with farsight serve, or give the "

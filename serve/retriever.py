@@ -1,4 +1,4 @@
-"""The retriever replica: model and index of one release side by side, behind micro-batches."""
+"""Model and index of one release side by side, behind micro-batches."""
 
 import asyncio
 import time
@@ -37,16 +37,32 @@ class _Waiting:
     abandoned: bool = False  # its deadline passed or its client left
 
 
+class Overloaded(Exception):
+    """As many requests as allowed are in flight."""
+
+
 class Retriever:
-    """Serve deployment. The model runs in one thread and the search in another, so the replica's own
-    loop stays free for health checks, and one batch is searched while the next is encoded.
+    """Answers concurrent queries of one event loop. The model runs in one thread and the search in another, so the
+    loop stays free for what else it does, and one batch is searched while the next is encoded.
     """
 
-    def __init__(self, release: str, batching: Batching, replicas: Replicas) -> None:
+    def __init__(self, release: str, batching: Batching, replicas: Replicas, max_in_flight: int) -> None:
+        """Load a release and ask its golden requests.
+
+        Args:
+            release: directory.
+            max_in_flight: queries at a time, waiting ones included.
+
+        Raises:
+            ArtifactError: missing, damaged or mismatched.
+            ArtifactMismatch: it answers its golden requests otherwise than when it was built.
+        """
         torch.set_num_threads(replicas.torch_threads)
         self._release = release
+        self._max_in_flight = max_in_flight
+        self._in_flight = 0
         self._engine = Engine.open(release, device="cuda" if replicas.num_gpus else "cpu")
-        # Warms the engine up, too. A replica that fails here is never asked; Serve keeps those of the release before.
+        # Warms the engine up, too.
         check_golden(self._engine, self._engine.golden)
         self._description = describe(self._engine)
         self._watch = RetrieverWatch(self._engine.release_id, self._engine.top_score_deciles)
@@ -62,21 +78,30 @@ class Retriever:
         )(self._answer_batch)
 
     async def retrieve(self, query: Query) -> Answer | Refusal:
-        """Answer one query together with whatever else is waiting."""
+        """Answer one query together with whatever else is waiting.
+
+        Raises:
+            Overloaded: too many are in flight.
+        """
+        if self._in_flight >= self._max_in_flight:
+            raise Overloaded
         try:
             waiting = _Waiting(self._engine.encode(query), time.perf_counter())
         except Unanswerable as error:
             return Refusal(error.field, error.message)
+        self._in_flight += 1
         try:
             answer = await self._answer_batched(waiting)
         except asyncio.CancelledError:
             # Under overload most of a queue may be past its deadline; computing it would starve the rest.
             waiting.abandoned = True
             raise
+        finally:
+            self._in_flight -= 1
         assert answer is not None  # only an abandoned request has no answer
         return answer
 
-    async def describe(self) -> Description:
+    def describe(self) -> Description:
         """What can be asked."""
         return self._description
 

@@ -108,7 +108,7 @@ class Holders(Settings):
 
 
 class Replicas(Holders):
-    """Replicas of the retriever."""
+    """Replicas of the endpoint: API, model and index in one process."""
 
     min_replicas: int = Field(1, ge=1, description="replicas that always run")
     max_replicas: int = Field(1, ge=1, description="replicas at most; above the minimum, Serve scales by load")
@@ -133,7 +133,7 @@ class Access(Settings):
     )
     rate: str | None = Field(
         None,
-        description="requests of one token that one gateway replica answers, as `100/second` or `5000/minute`; "
+        description="requests of one token that one replica answers, as `100/second` or `5000/minute`; "
         "past that it gets 429; null sets no limit",
     )
     anyone: bool = Field(False, description="listen beyond this machine without tokens; something in front must ask")
@@ -152,21 +152,14 @@ class Access(Settings):
 class Queueing(Settings):
     """How many requests may wait; past that a request is answered 503 at once.
 
-    The gateway counts, and not Serve's own limits: once a replica is full, Serve's router polls it
+    The replica counts, and not Serve's own limits: once a replica is full, Serve's router polls it
     with a growing pause, and throughput falls just when it is needed most.
     """
 
     max_in_flight: int = Field(
-        128, ge=1, description="requests that one gateway replica lets through at a time, waiting ones included"
+        128, ge=1, description="requests that one replica works on at a time, waiting ones included"
     )
     retry_after_seconds: int = Field(1, ge=1, description="seconds in the Retry-After header of a 503")
-
-
-class GatewaySettings(Settings):
-    """The HTTP ingress: checks requests, keeps deadlines, forms answers."""
-
-    num_replicas: int = Field(1, ge=1, description="gateway replicas")
-    num_cpus: float = Field(0.5, ge=0, description="logical CPUs that Ray reserves per gateway replica")
 
 
 class StoreSettings(Settings):
@@ -203,29 +196,32 @@ class ServeSettings(Settings):
     host: str = Field("127.0.0.1", description="address that the HTTP proxy listens on; loopback unless stated")
     port: int = Field(8000, ge=1, le=65_535, description="TCP port of the HTTP proxy")
     route_prefix: str = Field("/", pattern=r"^/", description="path under which the application answers")
+    haproxy: bool = Field(
+        False,
+        description="take requests through HAProxy, which comes with Ray, straight to the replicas; for a local Ray: "
+        "on a cluster the nodes' environment says so (docs/serving.md)",
+    )
     deadline_ms: int = Field(2_000, ge=1, description="milliseconds that a request waits if it states no deadline")
     access_log: bool = Field(
-        False, description="a JSON line per request in the gateway's log, in Ray's folder of logs under serve/"
+        False, description="a JSON line per request in the replica's log, in Ray's folder of logs under serve/"
     )
     access: Access = Field(default_factory=Access, description="tokens and their rate")
     limits: Limits = Field(default_factory=Limits, description="limits of a request")
     batching: Batching = Field(default_factory=Batching, description="micro-batches")
     queueing: Queueing = Field(default_factory=Queueing, description="bounded queues")
-    replicas: Replicas = Field(default_factory=Replicas, description="retriever replicas and their scaling")
-    gateway: GatewaySettings = Field(default_factory=GatewaySettings, description="HTTP ingress")
+    replicas: Replicas = Field(default_factory=Replicas, description="replicas and their scaling")
     histories: HistoriesKind | None = Field(
         default_factory=SqliteSettings, description="where the endpoint keeps what users did; null keeps nothing"
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> "ServeSettings":
-        # In each replica one batch runs while the next one fills; with fewer requests batches never fill.
-        needed = 2 * self.batching.max_batch_size * self.replicas.max_replicas
-        found = self.queueing.max_in_flight * self.gateway.num_replicas
+        # One batch runs while the next one fills; with fewer requests batches never fill.
+        needed, found = 2 * self.batching.max_batch_size, self.queueing.max_in_flight
         if found < needed:
             raise ValueError(
-                f"queueing.max_in_flight times gateway.num_replicas is {found}, expected at least {needed}: two "
-                f"batches of batching.max_batch_size {self.batching.max_batch_size} for each of replicas.max_replicas"
+                f"queueing.max_in_flight is {found}, expected at least {needed}: two batches of "
+                f"batching.max_batch_size {self.batching.max_batch_size}"
             )
         if self.deadline_ms > self.limits.max_deadline_ms:
             raise ValueError(

@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 
 class Histories:
-    """A store whose calls run in a thread of their own, so that the gateway's loop never waits for a disk."""
+    """A store whose calls run in a thread of their own, so that the event loop never waits for a disk."""
 
     def __init__(self, store: HistoryStore | None) -> None:
         self._store = store

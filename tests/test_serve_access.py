@@ -13,7 +13,7 @@ from data.errors import RecipeError
 from data.settings import read_section
 from serve.access import Tokens
 from serve.answer import Answer, Query
-from serve.gateway import create_api
+from serve.api import create_api
 from serve.settings import ServeSettings
 
 ANN, BOB = "a" * 32, "b" * 16

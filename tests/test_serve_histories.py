@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from data.errors import DatasetError, EndpointError, RecipeError
 from data.storage import MANIFEST, write_json
 from serve.answer import Answer, Query
-from serve.gateway import create_api
+from serve.api import create_api
 from serve.histories.contract import Appended, HistoriesUnavailable, HistoryStore, StoredEvent
 from serve.histories.in_redis import RedisHistories
 from serve.histories.in_sqlite import SqliteHistories

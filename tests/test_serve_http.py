@@ -201,7 +201,7 @@ def test_a_request_is_seen_in_its_answer_the_access_log_and_the_metrics(url: str
     assert stages is not None
     assert float(stages[1]) >= 1e3 * WAIT_SECONDS - 50
     logs = Path(os.environ["RAY_TMPDIR"], "ray", "session_latest", "logs", "serve")
-    written = [json.loads(line) for file in logs.glob("*gateway*.log") for line in file.read_text().splitlines()]
+    written = [json.loads(line) for file in logs.glob("*endpoint*.log") for line in file.read_text().splitlines()]
     [line] = [line for line in written if line.get("request_id") == "seen-1"]
     assert {
         name: line[name] for name in ("path", "status", "items", "token", "unknown_items", "history_events_used")

@@ -19,10 +19,10 @@ from selenium.webdriver.support.ui import WebDriverWait
 from data.settings import read_section
 from modeling.settings import ConditionSettings
 from serve.answer import Answer, Query, Refusal
+from serve.api import create_api
 from serve.build import run as build_release
 from serve.description import Description, describe
 from serve.engine import Engine
-from serve.gateway import create_api
 from serve.histories.store import open_histories
 from serve.instructions import Unanswerable
 from serve.settings import ServeSettings

@@ -1,17 +1,25 @@
 """`farsight serve`: what is refused before anything starts, and how it ends."""
 
+import json
 import os
 import signal
 import socket
+import subprocess
+import sys
+import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import httpx
+import psutil
 import pytest
 
 from data.errors import MachineError, RecipeError
 from serve.app import _wait_for_signal, run
 from serve.build import run as build_release
+from tests.ports import free_port
 from tests.small_world import write_artifact, write_dataset
 
 
@@ -54,3 +62,37 @@ def test_serving_ends_at_sigterm_and_gives_the_handlers_back() -> None:
     threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
     _wait_for_signal()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_behind_haproxy_the_command_answers_deploys_and_leaves_nothing_running(release: Path, tmp_path: Path) -> None:
+    log, words = tmp_path / "log", [f"serve.port={free_port()}", "serve.haproxy=true", "serve.histories=null"]
+    folder = tempfile.mkdtemp(prefix="hp", dir=os.environ["RAY_TMPDIR"])
+    surroundings = {**os.environ, "RAY_TMPDIR": folder}
+    command = [sys.executable, "-m", "cluster.cli"]
+    with log.open("w") as out:
+        process = subprocess.Popen([*command, "serve", str(release), "--json", *words], env=surroundings, stdout=out)
+    started: set[psutil.Process] = set()
+    try:
+        while not log.read_text().rstrip().endswith("}"):
+            assert process.poll() is None
+            time.sleep(0.2)
+        served = json.loads(log.read_text())
+        started.update(psutil.Process(process.pid).children(recursive=True))
+        assert any("haproxy" in one.name() for one in started)
+        body = {"history": [], "k": 3}
+        answers = [httpx.post(f"{served['url']}/v1/retrieve", json=body, timeout=60) for _ in range(20)]
+        assert {answer.status_code for answer in answers} == {200}
+        assert {answer.json()["release"] for answer in answers} == {served["release_id"]}
+        done = subprocess.run(
+            [*command, "deploy", str(release), "--address", served["ray_address"], *words],
+            env=surroundings,
+            check=False,
+        )
+        assert done.returncode == 0
+        assert httpx.get(f"{served['url']}/readyz", timeout=60).json()["release"] == served["release_id"]
+        started.update(psutil.Process(process.pid).children(recursive=True))
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []

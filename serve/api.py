@@ -1,15 +1,10 @@
-"""The HTTP face: checks requests, keeps deadlines, and asks the retriever replicas."""
+"""The HTTP face: checks requests, keeps deadlines, forms answers."""
 
 import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
-import ray.exceptions
-import ray.serve
-import ray.serve.exceptions
-import ray.serve.handle
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
@@ -18,10 +13,9 @@ from serve.answer import Answer, Query, Refusal
 from serve.body_limit import BodyLimit
 from serve.description import Description
 from serve.histories.contract import HistoryStore
-from serve.histories.store import open_histories
 from serve.page_routes import add_page
 from serve.problems import RESPONSES, explain_problems, problem, unavailable
-from serve.retriever import Ready
+from serve.retriever import Overloaded, Ready
 from serve.schemas import RetrieveRequest, RetrieveResponse, to_query, to_response
 from serve.settings import ServeSettings
 from serve.user_routes import Histories, user_routes
@@ -30,53 +24,6 @@ from serve.watching import RequestWatch, noted, server_timing
 logger = logging.getLogger(__name__)
 
 Ask = Callable[[Query], Awaitable[Answer | Refusal]]
-
-
-class Overloaded(Exception):
-    """As many requests as allowed are in flight."""
-
-
-# A replica that was lost or is not there yet: the same request may succeed elsewhere or soon.
-UNAVAILABLE = (
-    Overloaded,
-    ray.serve.exceptions.BackPressureError,
-    ray.serve.exceptions.DeploymentUnavailableError,
-    ray.exceptions.RayActorError,
-)
-
-
-@ray.serve.ingress()
-class Gateway:
-    """Serve deployment of the API in front of the retriever replicas."""
-
-    def __init__(self, retriever: ray.serve.handle.DeploymentHandle[Any], settings: ServeSettings) -> None:
-        self._retriever = retriever
-        self._settings = settings
-        self._in_flight = 0
-
-    def __serve_build_asgi_app__(self) -> FastAPI:  # the name that Serve looks for
-        kept = self._settings.histories
-        store = None if kept is None else open_histories(kept)
-        return create_api(self._ask, self._settings, store, self.ready, self._describe)
-
-    async def ready(self) -> Ready:
-        """Ask a replica for a golden answer."""
-        found: Ready = await self._retriever.ready.remote()
-        return found
-
-    async def _describe(self) -> Description:
-        found: Description = await self._retriever.describe.remote()
-        return found
-
-    async def _ask(self, query: Query) -> Answer | Refusal:
-        if self._in_flight >= self._settings.queueing.max_in_flight:
-            raise Overloaded
-        self._in_flight += 1
-        try:
-            answer: Answer | Refusal = await self._retriever.retrieve.remote(query)
-        finally:
-            self._in_flight -= 1
-        return answer
 
 
 def create_api(
@@ -120,9 +67,7 @@ def create_api(
             answer = await asyncio.wait_for(answered(request), deadline_ms / 1000)
         except TimeoutError:
             return problem(504, "deadline_ms", f"no answer within {deadline_ms} ms; ask with a later deadline")
-        except UNAVAILABLE as error:
-            if not isinstance(error, Overloaded):  # the usual kind; a line for each would feed the overload
-                logger.warning("no retriever for a request: %s", type(error).__name__)
+        except Overloaded:
             return unavailable("overloaded", settings.queueing.retry_after_seconds)
         if isinstance(answer, Refusal):
             return problem(422, answer.field, answer.message)
@@ -132,7 +77,7 @@ def create_api(
 
     @api.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """Whether the gateway runs."""
+        """Whether the replica runs."""
         return {"status": "ok"}
 
     if ready is not None:

@@ -1,0 +1,161 @@
+"""HTTP clients for load tests, each over one connection kept open; and what a server's processes take."""
+
+import asyncio
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import psutil
+
+
+@dataclass
+class Load:
+    """What the clients saw."""
+
+    seconds: float = 0.0
+    latencies: list[float] = field(default_factory=list)  # seconds, of answers with status 200
+    refusals: list[float] = field(default_factory=list)  # seconds, of answers with status 503
+    statuses: Counter[int] = field(default_factory=Counter)  # 0: no answer
+
+    @property
+    def answered_per_second(self) -> float:
+        """Answers with status 200."""
+        return len(self.latencies) / self.seconds
+
+    @property
+    def failed(self) -> int:
+        """Requests that were not answered with status 200."""
+        return self.statuses.total() - self.statuses[200]
+
+    def add(self, status: int, seconds: float) -> None:
+        """Count one answer, or with status 0 none."""
+        self.statuses[status] += 1
+        if status == 200:
+            self.latencies.append(seconds)
+        elif status == 503:
+            self.refusals.append(seconds)
+
+    def milliseconds(self, percentile: int) -> float:
+        """A percentile of the latencies."""
+        return 1e3 * percentile_of(self.latencies, percentile)
+
+
+def percentile_of(values: Sequence[float], percentile: int) -> float:
+    """Infinite where there is nothing."""
+    if len(values) < 2:
+        return values[0] if values else float("inf")
+    return statistics.quantiles(values, n=100, method="inclusive")[percentile - 1]
+
+
+def ask_for(
+    url: str,
+    bodies: Sequence[bytes],
+    *,
+    clients: int,
+    seconds: float,
+    period: float = 0,
+    on_answer: Callable[[int, bytes], None] | None = None,
+) -> Load:
+    """Let clients ask for some time.
+
+    Args:
+        url: of the route.
+        bodies: of the requests; the clients take them in turn.
+        period: seconds from one question of a client to its next, at least; 0: as soon as it is answered.
+        on_answer: called with the number of a body and its answer, for status 200.
+    """
+    return asyncio.run(_ask_for(url, bodies, clients, seconds, period, on_answer))
+
+
+async def _ask_for(
+    url: str,
+    bodies: Sequence[bytes],
+    clients: int,
+    seconds: float,
+    period: float,
+    on_answer: Callable[[int, bytes], None] | None,
+) -> Load:
+    place = urlsplit(url)
+    head = f"POST {place.path} HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\nContent-Length: "
+    requests = [f"{head}{len(body)}\r\n\r\n".encode() + body for body in bodies]
+    found, began = Load(), time.perf_counter()
+    address = place.hostname or "127.0.0.1", place.port or 80
+
+    async def client(number: int) -> None:
+        await asyncio.sleep(period * number / clients)  # evenly over a period
+        connection = await _connected(address, began + seconds)
+        asked = time.perf_counter()
+        while asked < began + seconds:
+            chosen = number % len(requests)
+            try:
+                connection[1].write(requests[chosen])
+                status, stays, content = await asyncio.wait_for(_answer(connection[0]), 60)
+            except (OSError, EOFError, ValueError, TimeoutError):
+                status, stays, content = 0, False, b""
+            found.add(status, time.perf_counter() - asked)
+            if on_answer is not None and status == 200:
+                on_answer(chosen, content)
+            if not stays:
+                connection[1].close()
+                connection = await _connected(address, began + seconds)
+            number += 7  # prime to most numbers of bodies, so that clients do not all ask the same
+            await asyncio.sleep(max(0.0, asked + period - time.perf_counter()))
+            asked = time.perf_counter()
+        connection[1].close()
+
+    await asyncio.gather(*map(client, range(clients)))
+    found.seconds = time.perf_counter() - began
+    return found
+
+
+async def _connected(address: tuple[str, int], until: float) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A new connection; whoever listens may be gone for a moment."""
+    while True:
+        try:
+            return await asyncio.open_connection(*address)
+        except OSError:
+            if time.perf_counter() > until + 30:
+                raise
+            await asyncio.sleep(0.05)
+
+
+async def _answer(reader: asyncio.StreamReader) -> tuple[int, bool, bytes]:
+    """The status of the next answer, whether the connection stays open, and the answer."""
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    status, content = int(head.split(b" ", 2)[1]), b""
+    if b"transfer-encoding: chunked" in head:
+        while size := int(await reader.readuntil(b"\r\n"), 16):
+            content += (await reader.readexactly(size + 2))[:-2]
+        await reader.readexactly(2)
+    else:
+        _, _, rest = head.partition(b"content-length:")
+        content = await reader.readexactly(int(rest.split(b"\r\n", 1)[0]))
+    return status, b"connection: close" not in head, content
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU seconds so far of a process and of all that it has started and that still run."""
+    total = 0.0
+    parent = psutil.Process(pid)
+    for process in [parent, *parent.children(recursive=True)]:
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process and of all that it has started, what they share counted once."""
+    total = 0
+    parent = psutil.Process(pid)
+    for process in [parent, *parent.children(recursive=True)]:
+        try:
+            total += process.memory_full_info().pss
+        except psutil.NoSuchProcess:
+            continue
+    return total

@@ -1,0 +1,139 @@
+"""Releases that follow each other, and processes that are killed, while 64 clients ask (of `benchmarks.serve_load`)."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.load import Load, ask_for
+from data.errors import MachineError
+
+CLIENTS = 64
+# Seconds between two swaps: five in a minute.
+SWAP_EVERY = 12.0
+KILLED = {"replica": "ServeReplica:farsight:endpoint", "proxy": "haproxy -"}
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    url: str  # of its route
+    pid: int
+    log: Path  # what it printed
+
+    @property
+    def ray_address(self) -> str:
+        """Of `farsight serve`, as it printed it."""
+        found = re.search(r'"ray_address": "(.+?)"', self.log.read_text())
+        assert found is not None
+        return found[1]
+
+
+def swaps_under_load(
+    running: Server, bodies: Sequence[bytes], releases: tuple[Path, Path], swaps: int
+) -> dict[str, Any]:
+    """Deploy the other release again and again; the answers to one body must be as many as there are releases."""
+    answers: dict[tuple[int, str], set[str]] = {}
+
+    def remember(body: int, content: bytes) -> None:
+        answer = json.loads(content)
+        ids = " ".join(item["item_id"] for item in answer["items"][:10])
+        answers.setdefault((body, answer["release"]), set()).add(ids)
+
+    taken: list[float] = []
+
+    def deploy_in_turn() -> None:
+        for number in range(swaps):
+            began = time.perf_counter()
+            _deploy(releases[(number + 1) % 2], running)
+            taken.append(time.perf_counter() - began)
+            time.sleep(max(0.0, SWAP_EVERY - taken[-1]))
+
+    load = _load_while(deploy_in_turn, running.url, bodies[:8], remember)
+    mixed = 0
+    for body in {number for number, _ in answers}:
+        by_release = [ids for (number, _), ids in answers.items() if number == body]
+        # One list of items per release, and no list of two: an encoder of one release on the other's index has a third.
+        mixed += sum(len(ids) > 1 for ids in by_release) + (len(by_release) > 2)
+    return {
+        "failed_in_swaps": load.failed,
+        "mixed_in_swaps": mixed,
+        "swaps": {
+            "statuses": dict(load.statuses),
+            "releases_seen": len({release for _, release in answers}),
+            "deploy_seconds": taken,
+            "p99_ms": load.milliseconds(99),
+        },
+    }
+
+
+def kills_under_load(running: Server, bodies: Sequence[bytes], seconds: float) -> dict[str, Any]:
+    """Kill a process of each kind with SIGKILL, one after the other."""
+    figures: dict[str, Any] = {}
+    failed = answered = 0
+    for name, title in KILLED.items():
+
+        def kill(title: str = title) -> None:
+            time.sleep(seconds / 3)
+            [victim, *_] = [
+                one for one in psutil.Process(running.pid).children(recursive=True) if title in " ".join(one.cmdline())
+            ]
+            victim.send_signal(signal.SIGKILL)
+            time.sleep(2 * seconds / 3)
+
+        load = _load_while(kill, running.url, bodies, None)
+        failed, answered = failed + load.failed, answered + load.statuses[200]
+        figures[name] = {"statuses": dict(load.statuses), "longest_ms": 1e3 * max(load.latencies)}
+        _wait_until_whole(running.url, bodies)
+    return {"failed_in_kills": failed / (failed + answered), "kills": figures}
+
+
+def _load_while(
+    task: Callable[[], None], url: str, bodies: Sequence[bytes], on_answer: Callable[[int, bytes], None] | None
+) -> Load:
+    """What 64 clients see until a task has ended."""
+    problems: list[BaseException] = []
+    ended = threading.Event()
+
+    def watched() -> None:
+        try:
+            task()
+        except BaseException as error:
+            problems.append(error)
+        ended.set()
+
+    thread = threading.Thread(target=watched)
+    thread.start()
+    whole = Load()
+    while not ended.is_set():
+        part = ask_for(url, bodies, clients=CLIENTS, seconds=2, on_answer=on_answer)
+        whole.seconds += part.seconds
+        whole.latencies += part.latencies
+        whole.refusals += part.refusals
+        whole.statuses += part.statuses
+    thread.join()
+    if problems:
+        raise problems[0]
+    return whole
+
+
+def _deploy(release: Path, running: Server) -> None:
+    words = ["deploy", str(release), "--address", running.ray_address, "serve.histories=null"]
+    done = subprocess.run([sys.executable, "-m", "cluster.cli", *words], capture_output=True)
+    if done.returncode:
+        raise MachineError(f"farsight deploy ended with code {done.returncode}: {done.stderr.decode()[-2000:]}")
+
+
+def _wait_until_whole(url: str, bodies: Sequence[bytes]) -> None:
+    while ask_for(url, bodies, clients=8, seconds=2).failed:
+        pass
