@@ -14,7 +14,7 @@ from serve.settings import Limits
 MAX_TIME = 32_503_680_000
 
 Name = Annotated[StrictStr, Field(min_length=1, max_length=256)]
-Id = Name | Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
+Id = Name | Annotated[StrictInt, Field(ge=-(2**63), le=2**63 - 1)]
 Seconds = Annotated[StrictInt, Field(ge=0, le=MAX_TIME, description="seconds since 1970, UTC")]
 
 
