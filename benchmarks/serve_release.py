@@ -41,7 +41,7 @@ def made_release(folder: Path, num_items: int, kind: str, seed: int = 0) -> Path
     )
     save_artifact(place / "artifact", weights, settings, dataset)
     # Queries of an encoder that was not trained say nothing of recall; benchmarks.index_kinds measures it.
-    recipe = {"index": {"search": {"kind": kind}, "min_recall": 0}}
+    recipe = {"index": {"search": {"kind": kind}, "min_recall": 0, "threads": 2}}
     build_release(str(place / "artifact"), str(place / "release"), recipe)
     return place / "release"
 
