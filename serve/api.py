@@ -13,6 +13,7 @@ from serve.answer import Answer, Query, Refusal
 from serve.body_limit import BodyLimit
 from serve.description import Description
 from serve.histories.contract import HistoryStore
+from serve.overload import RefuseWhileFull
 from serve.page_routes import add_page
 from serve.problems import RESPONSES, explain_problems, problem, unavailable
 from serve.retriever import Overloaded, Ready
@@ -23,6 +24,8 @@ from serve.watching import RequestWatch, noted, server_timing
 
 logger = logging.getLogger(__name__)
 
+RETRIEVE = "/v1/retrieve"
+
 Ask = Callable[[Query], Awaitable[Answer | Refusal]]
 
 
@@ -32,6 +35,7 @@ def create_api(
     store: HistoryStore | None = None,
     ready: Callable[[], Awaitable[Ready]] | None = None,
     describe: Callable[[], Awaitable[Description]] | None = None,
+    is_full: Callable[[], bool] = lambda: False,
 ) -> FastAPI:
     """The API in front of anything that answers queries.
 
@@ -39,6 +43,7 @@ def create_api(
         store: what users did; None for an endpoint that keeps no histories.
         ready: asks for a golden answer; None leaves out `/readyz`.
         describe: asks what can be asked; None leaves out the page.
+        is_full: whether `ask` would be `Overloaded`, so that requests need not be read.
 
     Raises:
         RecipeError: the file of tokens cannot be used.
@@ -47,9 +52,11 @@ def create_api(
     api = FastAPI(title="Farsight", summary="Retrieval of items for a user's history", version="1", redoc_url=None)
     # The last that is added is the first that a request meets.
     api.add_middleware(BodyLimit, max_bytes=settings.limits.max_body_bytes)
+    retry_after = settings.queueing.retry_after_seconds
+    api.add_middleware(RefuseWhileFull, path=RETRIEVE, is_full=is_full, retry_after_seconds=retry_after)
     api.add_middleware(AccessGuard, tokens=tokens, rate=settings.access.rate)
     api.add_middleware(RequestWatch, access_log=settings.access_log)
-    explain_problems(api, settings.queueing.retry_after_seconds)
+    explain_problems(api, retry_after)
     histories = Histories(store)
     api.include_router(user_routes(histories, settings.limits))
 
@@ -59,7 +66,7 @@ def create_api(
             stored = await histories.call(histories.store.history, str(request.user_id))
         return await ask(to_query(request, settings.limits, int(time.time()), stored))
 
-    @api.post("/v1/retrieve", response_model=RetrieveResponse, responses=RESPONSES)
+    @api.post(RETRIEVE, response_model=RetrieveResponse, responses=RESPONSES)
     async def retrieve(request: RetrieveRequest, http: Request) -> Response:
         """The best items for a history."""
         deadline_ms = request.deadline_ms or settings.deadline_ms
@@ -68,7 +75,7 @@ def create_api(
         except TimeoutError:
             return problem(504, "deadline_ms", f"no answer within {deadline_ms} ms; ask with a later deadline")
         except Overloaded:
-            return unavailable("overloaded", settings.queueing.retry_after_seconds)
+            return unavailable("overloaded", retry_after)
         if isinstance(answer, Refusal):
             return problem(422, answer.field, answer.message)
         http.scope["state"].update(noted(answer))

@@ -23,7 +23,8 @@ class Endpoint:
     def __serve_build_asgi_app__(self) -> FastAPI:  # the name that Serve looks for
         kept = self._settings.histories
         store = None if kept is None else open_histories(kept)
-        return create_api(self._retriever.retrieve, self._settings, store, self.ready, self._describe)
+        retriever = self._retriever
+        return create_api(retriever.retrieve, self._settings, store, self.ready, self._describe, retriever.is_full)
 
     async def ready(self) -> Ready:
         """What is served, once a golden request is answered."""

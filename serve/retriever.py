@@ -83,7 +83,7 @@ class Retriever:
         Raises:
             Overloaded: too many are in flight.
         """
-        if self._in_flight >= self._max_in_flight:
+        if self.is_full():
             raise Overloaded
         try:
             waiting = _Waiting(self._engine.encode(query), time.perf_counter())
@@ -100,6 +100,10 @@ class Retriever:
             self._in_flight -= 1
         assert answer is not None  # only an abandoned request has no answer
         return answer
+
+    def is_full(self) -> bool:
+        """Whether a query would be refused."""
+        return self._in_flight >= self._max_in_flight
 
     def describe(self) -> Description:
         """What can be asked."""
