@@ -48,14 +48,9 @@ def create_api(
     Raises:
         RecipeError: the file of tokens cannot be used.
     """
-    tokens = None if settings.access.tokens_file is None else Tokens(settings.access.tokens_file)
     api = FastAPI(title="Farsight", summary="Retrieval of items for a user's history", version="1", redoc_url=None)
-    # The last that is added is the first that a request meets.
-    api.add_middleware(BodyLimit, max_bytes=settings.limits.max_body_bytes)
+    _guard(api, settings, is_full)
     retry_after = settings.queueing.retry_after_seconds
-    api.add_middleware(RefuseWhileFull, path=RETRIEVE, is_full=is_full, retry_after_seconds=retry_after)
-    api.add_middleware(AccessGuard, tokens=tokens, rate=settings.access.rate)
-    api.add_middleware(RequestWatch, access_log=settings.access_log)
     explain_problems(api, retry_after)
     histories = Histories(store)
     api.include_router(user_routes(histories, settings.limits))
@@ -92,6 +87,16 @@ def create_api(
     if describe is not None:
         add_page(api, describe)
     return api
+
+
+def _guard(api: FastAPI, settings: ServeSettings, is_full: Callable[[], bool]) -> None:
+    """What a request passes before it is read; the last that is added is the first that it meets."""
+    access, retry_after = settings.access, settings.queueing.retry_after_seconds
+    api.add_middleware(BodyLimit, max_bytes=settings.limits.max_body_bytes)
+    api.add_middleware(RefuseWhileFull, path=RETRIEVE, is_full=is_full, retry_after_seconds=retry_after)
+    tokens = None if access.tokens_file is None else Tokens(access.tokens_file)
+    api.add_middleware(AccessGuard, tokens=tokens, rate=access.rate)
+    api.add_middleware(RequestWatch, access_log=settings.access_log)
 
 
 def _readiness(ready: Callable[[], Awaitable[Ready]], settings: ServeSettings) -> APIRouter:
