@@ -1,4 +1,4 @@
-"""HTTP clients for load tests, each over one connection kept open; and what a server's processes take."""
+"""HTTP clients for load tests, each over one connection kept open."""
 
 import asyncio
 import statistics
@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
-
-import psutil
 
 
 @dataclass
@@ -134,28 +132,3 @@ async def _answer(reader: asyncio.StreamReader) -> tuple[int, bool, bytes]:
         _, _, rest = head.partition(b"content-length:")
         content = await reader.readexactly(int(rest.split(b"\r\n", 1)[0]))
     return status, b"connection: close" not in head, content
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU seconds so far of a process and of all that it has started and that still run."""
-    total = 0.0
-    parent = psutil.Process(pid)
-    for process in [parent, *parent.children(recursive=True)]:
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
-    return total
-
-
-def resident_bytes(pid: int) -> int:
-    """Memory of a process and of all that it has started, what they share counted once."""
-    total = 0
-    parent = psutil.Process(pid)
-    for process in [parent, *parent.children(recursive=True)]:
-        try:
-            total += process.memory_full_info().pss
-        except psutil.NoSuchProcess:
-            continue
-    return total

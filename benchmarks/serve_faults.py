@@ -1,6 +1,7 @@
 """Releases that follow each other, and processes that are killed, while 64 clients ask (of `benchmarks.serve_load`)."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -12,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from benchmarks.load import Load, ask_for
+from benchmarks.watch import descendants, title
 from data.errors import MachineError
 
 CLIENTS = 64
@@ -81,14 +81,12 @@ def kills_under_load(running: Server, bodies: Sequence[bytes], seconds: float) -
     """Kill a process of each kind with SIGKILL, one after the other."""
     figures: dict[str, Any] = {}
     failed = answered = 0
-    for name, title in KILLED.items():
+    for name, name_in_title in KILLED.items():
 
-        def kill(title: str = title) -> None:
+        def kill(name_in_title: str = name_in_title) -> None:
             time.sleep(seconds / 3)
-            [victim, *_] = [
-                one for one in psutil.Process(running.pid).children(recursive=True) if title in " ".join(one.cmdline())
-            ]
-            victim.send_signal(signal.SIGKILL)
+            victim = next(one for one in descendants(running.pid) if name_in_title in title(one).replace("\0", " "))
+            os.kill(victim, signal.SIGKILL)
             time.sleep(2 * seconds / 3)
 
         load = _load_while(kill, running.url, bodies, None)

@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
@@ -27,10 +27,11 @@ from typing import Any
 
 import httpx
 
-from benchmarks.load import ask_for, cpu_seconds, percentile_of, resident_bytes
+from benchmarks.load import ask_for, percentile_of
 from benchmarks.report import parser, publish, run, spread
 from benchmarks.serve_faults import Server, kills_under_load, swaps_under_load
 from benchmarks.serve_release import made_release, request_bodies
+from benchmarks.watch import cpu_seconds, descendants, proportional_bytes
 from data.errors import MachineError
 
 CLIENTS = (1, 8, 64, 256)
@@ -122,11 +123,16 @@ def _wait_until_answered(url: str, process: "subprocess.Popen[bytes]", log: Path
     raise MachineError(f"{url}: does not answer; the server's own words: {log}\n{log.read_text()[-2000:]}")
 
 
+def summed_over(figure: Callable[[int], float], running: Server) -> float:
+    """A figure of a process, over a server's and all that it has started and that still run."""
+    return sum(figure(process) for process in (running.pid, *descendants(running.pid)))
+
+
 def figures_of(running: Server, bodies: Sequence[bytes], clients: int, seconds: float) -> dict[str, float]:
     """One number of clients for some seconds."""
-    before = cpu_seconds(running.pid)
+    before = summed_over(cpu_seconds, running)
     load = ask_for(running.url, bodies, clients=clients, seconds=seconds)
-    used = cpu_seconds(running.pid) - before
+    used = summed_over(cpu_seconds, running) - before
     return {
         "rps": load.answered_per_second,
         "rps_per_core": len(load.latencies) / used,
@@ -159,7 +165,7 @@ def overloaded(running: Server, bodies: Sequence[bytes], seconds: float) -> dict
     """Three times the requests that it answers at its best, evenly in time, then one client again."""
     peak = ask_for(running.url, bodies, clients=64, seconds=seconds).answered_per_second
     clients = 512
-    memory = resident_bytes(running.pid)
+    memory = summed_over(proportional_bytes, running)
     load = ask_for(running.url, bodies, clients=clients, seconds=seconds, period=clients / (3 * peak))
     ended = time.perf_counter()
     while ask_for(running.url, bodies, clients=1, seconds=0.5).failed:
@@ -171,7 +177,7 @@ def overloaded(running: Server, bodies: Sequence[bytes], seconds: float) -> dict
         "statuses": dict(load.statuses),
         "refused_ms_p50": 1e3 * percentile_of(load.refusals, 50),
         "refused_ms_p99": 1e3 * percentile_of(load.refusals, 99),
-        "memory_growth": resident_bytes(running.pid) / memory,
+        "memory_growth": summed_over(proportional_bytes, running) / memory,
         "recovered_after_seconds": time.perf_counter() - ended,
     }
 

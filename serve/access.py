@@ -41,7 +41,6 @@ class Tokens:
             RecipeError: missing, without a token, or with a line that is not one.
         """
         self._file = Path(file)
-        self._digests: dict[str, bytes] = {}
         self._read_at = self._changed_at()
         self._digests = self._read()
 

@@ -73,7 +73,8 @@ def create_api(
             return unavailable("overloaded", retry_after)
         if isinstance(answer, Refusal):
             return problem(422, answer.field, answer.message)
-        http.scope["state"].update(noted(answer))
+        if settings.access_log:
+            http.scope["state"].update(noted(answer))
         headers = {"Server-Timing": server_timing(answer.stage_seconds)}
         return Response(to_response(answer).model_dump_json(), media_type="application/json", headers=headers)
 

@@ -12,17 +12,12 @@ import pytest
 from data.errors import RecipeError
 from data.settings import read_section
 from serve.access import Tokens
-from serve.answer import Answer, Query
 from serve.api import create_api
 from serve.settings import ServeSettings
+from tests.echo import echo
 
 ANN, BOB = "a" * 32, "b" * 16
 BODY = {"history": [{"item_id": "a"}]}
-
-
-async def echo(query: Query) -> Answer:
-    ids = list(query.item_ids)
-    return Answer("r", ids, [1.0] * len(ids), [None] * len(ids), [None] * len(ids), None, 0, 0, len(ids))
 
 
 @pytest.fixture

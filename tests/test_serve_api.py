@@ -13,18 +13,13 @@ from serve.answer import Answer, Query, Refusal
 from serve.api import Ask, create_api
 from serve.retriever import Overloaded
 from serve.settings import Limits, ServeSettings
+from tests.echo import echo
 
 SETTINGS = ServeSettings(
     deadline_ms=150,
     limits=Limits(max_body_bytes=2_000, max_history_events=20, max_k=50, max_excluded_items=5, max_deadline_ms=1_000),
 )
 GOOD = {"history": [{"item_id": "a", "timestamp": 5}], "k": 2}
-
-
-async def echo(query: Query) -> Answer:
-    """The history itself as an answer."""
-    ids = list(query.item_ids)[: query.k]
-    return Answer("r", ids, [1.0] * len(ids), [None] * len(ids), [None] * len(ids), None, 0, 0, len(query.item_ids))
 
 
 def raising(error: Exception) -> Ask:

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 
 from data.errors import DatasetError, EndpointError, RecipeError
 from data.storage import MANIFEST, write_json
-from serve.answer import Answer, Query
 from serve.api import create_api
 from serve.histories.contract import Appended, HistoriesUnavailable, HistoryStore, StoredEvent
 from serve.histories.in_redis import RedisHistories
 from serve.histories.in_sqlite import SqliteHistories
 from serve.histories.store import open_histories, seed
 from serve.settings import Limits, ServeSettings, SqliteSettings
+from tests.echo import echo
 from tests.ports import free_port
 from tests.small_world import write_dataset
 
@@ -214,12 +214,6 @@ def test_a_dataset_without_times_or_a_store_that_is_not_there_is_refused(tmp_pat
     write_json(dataset.directory / MANIFEST, {**dataset.manifest, "has_times": False})
     with pytest.raises(DatasetError, match="its events have no times"):
         seed(str(dataset.directory), {})
-
-
-async def echo(query: Query) -> Answer:
-    """The history itself as an answer."""
-    ids = list(query.item_ids)
-    return Answer("r", ids, [1.0] * len(ids), [None] * len(ids), [None] * len(ids), None, 0, 0, len(ids))
 
 
 def ask(store: HistoryStore | None, *requests: tuple[str, str, Any]) -> list[httpx.Response]:

@@ -214,6 +214,7 @@ def test_a_request_is_seen_in_its_answer_the_access_log_and_the_metrics(url: str
         "history_events_used": 5,
     }
     assert line["ms"] >= line["stage_ms"]["queue"]
+    assert client.run(url, [])["fallback"] == "popularity"  # or there is nothing to count
     metrics = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
     wanted = [
         "requests_total",
