@@ -17,6 +17,7 @@ class Load:
     latencies: list[float] = field(default_factory=list)  # seconds, of answers with status 200
     refusals: list[float] = field(default_factory=list)  # seconds, of answers with status 503
     statuses: Counter[int] = field(default_factory=Counter)  # 0: no answer
+    broken: int = 0  # connections that broke before an answer
 
     @property
     def answered_per_second(self) -> float:
@@ -55,6 +56,7 @@ def ask_for(
     clients: int,
     seconds: float,
     period: float = 0,
+    retries: int = 0,
     on_answer: Callable[[int, bytes], None] | None = None,
 ) -> Load:
     """Let clients ask for some time.
@@ -63,9 +65,10 @@ def ask_for(
         url: of the route.
         bodies: of the requests; the clients take them in turn.
         period: seconds from one question of a client to its next, at least; 0: as soon as it is answered.
+        retries: of a request whose connection broke before an answer.
         on_answer: called with the number of a body and its answer, for status 200.
     """
-    return asyncio.run(_ask_for(url, bodies, clients, seconds, period, on_answer))
+    return asyncio.run(_ask_for(url, bodies, clients, seconds, period, retries, on_answer))
 
 
 async def _ask_for(
@@ -74,6 +77,7 @@ async def _ask_for(
     clients: int,
     seconds: float,
     period: float,
+    retries: int,
     on_answer: Callable[[int, bytes], None] | None,
 ) -> Load:
     place = urlsplit(url)
@@ -88,17 +92,17 @@ async def _ask_for(
         asked = time.perf_counter()
         while asked < began + seconds:
             chosen = number % len(requests)
-            try:
-                connection[1].write(requests[chosen])
-                status, stays, content = await asyncio.wait_for(_answer(connection[0]), 60)
-            except (OSError, EOFError, ValueError, TimeoutError):
-                status, stays, content = 0, False, b""
+            for attempt in range(retries + 1):
+                status, stays, content = await _asked(connection, requests[chosen])
+                if not stays:
+                    connection[1].close()
+                    connection = await _connected(address, began + seconds)
+                found.broken += status == 0
+                if status or attempt == retries:
+                    break
             found.add(status, time.perf_counter() - asked)
             if on_answer is not None and status == 200:
                 on_answer(chosen, content)
-            if not stays:
-                connection[1].close()
-                connection = await _connected(address, began + seconds)
             number += 7  # prime to most numbers of bodies, so that clients do not all ask the same
             await asyncio.sleep(max(0.0, asked + period - time.perf_counter()))
             asked = time.perf_counter()
@@ -107,6 +111,17 @@ async def _ask_for(
     await asyncio.gather(*map(client, range(clients)))
     found.seconds = time.perf_counter() - began
     return found
+
+
+async def _asked(
+    connection: tuple[asyncio.StreamReader, asyncio.StreamWriter], request: bytes
+) -> tuple[int, bool, bytes]:
+    """What is answered, as `_answer` has it; status 0 where the connection broke."""
+    try:
+        connection[1].write(request)
+        return await asyncio.wait_for(_answer(connection[0]), 60)
+    except (OSError, EOFError, ValueError, TimeoutError):
+        return 0, False, b""
 
 
 async def _connected(address: tuple[str, int], until: float) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

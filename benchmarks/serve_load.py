@@ -29,7 +29,7 @@ import httpx
 
 from benchmarks.load import ask_for, percentile_of
 from benchmarks.report import parser, publish, run, spread
-from benchmarks.serve_faults import Server, kills_under_load, swaps_under_load
+from benchmarks.serve_faults import WORDS, Server, kills_under_load, swaps_under_load
 from benchmarks.serve_release import made_release, request_bodies
 from benchmarks.watch import cpu_seconds, descendants, proportional_bytes
 from data.errors import MachineError
@@ -104,7 +104,7 @@ def server(side: str, release: Path, port: int) -> Iterator[Server]:
 
 def words_of(side: str) -> list[str]:
     """Of the recipe that a side of ours is served with."""
-    return ["serve.histories=null", f"serve.haproxy={str(side == 'ours_haproxy').lower()}"]
+    return [*WORDS, f"serve.haproxy={str(side == 'ours_haproxy').lower()}"]
 
 
 def _wait_until_answered(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:

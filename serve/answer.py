@@ -105,7 +105,7 @@ def pick(rows_K: IntArray, scores_K: FloatArray, query: EncodedQuery) -> tuple[I
     """The first k rows that are items, scored finitely and not barred, with their scores."""
     allowed_K = (rows_K != PAD_ROW) & np.isfinite(scores_K)
     if query.barred:
-        allowed_K &= ~np.isin(rows_K, np.fromiter(query.barred, np.int64, len(query.barred)))
+        allowed_K &= np.array([row not in query.barred for row in rows_K.tolist()], bool)
     kept = np.flatnonzero(allowed_K)[: query.k]
     return rows_K[kept], scores_K[kept]
 

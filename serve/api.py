@@ -13,18 +13,16 @@ from serve.answer import Answer, Query, Refusal
 from serve.body_limit import BodyLimit
 from serve.description import Description
 from serve.histories.contract import HistoryStore
-from serve.overload import RefuseWhileFull
+from serve.json_route import JsonRoute
 from serve.page_routes import add_page
 from serve.problems import RESPONSES, explain_problems, problem, unavailable
 from serve.retriever import Overloaded, Ready
-from serve.schemas import RetrieveRequest, RetrieveResponse, to_query, to_response
+from serve.schemas import RetrieveRequest, RetrieveResponse, to_json, to_query
 from serve.settings import ServeSettings
 from serve.user_routes import Histories, user_routes
 from serve.watching import RequestWatch, noted, server_timing
 
 logger = logging.getLogger(__name__)
-
-RETRIEVE = "/v1/retrieve"
 
 Ask = Callable[[Query], Awaitable[Answer | Refusal]]
 
@@ -35,7 +33,6 @@ def create_api(
     store: HistoryStore | None = None,
     ready: Callable[[], Awaitable[Ready]] | None = None,
     describe: Callable[[], Awaitable[Description]] | None = None,
-    is_full: Callable[[], bool] = lambda: False,
 ) -> FastAPI:
     """The API in front of anything that answers queries.
 
@@ -43,40 +40,16 @@ def create_api(
         store: what users did; None for an endpoint that keeps no histories.
         ready: asks for a golden answer; None leaves out `/readyz`.
         describe: asks what can be asked; None leaves out the page.
-        is_full: whether `ask` would be `Overloaded`, so that requests need not be read.
 
     Raises:
         RecipeError: the file of tokens cannot be used.
     """
     api = FastAPI(title="Farsight", summary="Retrieval of items for a user's history", version="1", redoc_url=None)
-    _guard(api, settings, is_full)
-    retry_after = settings.queueing.retry_after_seconds
-    explain_problems(api, retry_after)
+    _guard(api, settings)
+    explain_problems(api, settings.queueing.retry_after_seconds)
     histories = Histories(store)
     api.include_router(user_routes(histories, settings.limits))
-
-    async def answered(request: RetrieveRequest) -> Answer | Refusal:
-        stored = None
-        if request.user_id is not None and request.history is None:
-            stored = await histories.call(histories.store.history, str(request.user_id))
-        return await ask(to_query(request, settings.limits, int(time.time()), stored))
-
-    @api.post(RETRIEVE, response_model=RetrieveResponse, responses=RESPONSES)
-    async def retrieve(request: RetrieveRequest, http: Request) -> Response:
-        """The best items for a history."""
-        deadline_ms = request.deadline_ms or settings.deadline_ms
-        try:
-            answer = await asyncio.wait_for(answered(request), deadline_ms / 1000)
-        except TimeoutError:
-            return problem(504, "deadline_ms", f"no answer within {deadline_ms} ms; ask with a later deadline")
-        except Overloaded:
-            return unavailable("overloaded", retry_after)
-        if isinstance(answer, Refusal):
-            return problem(422, answer.field, answer.message)
-        if settings.access_log:
-            http.scope["state"].update(noted(answer))
-        headers = {"Server-Timing": server_timing(answer.stage_seconds)}
-        return Response(to_response(answer).model_dump_json(), media_type="application/json", headers=headers)
+    api.include_router(_retrieval(ask, settings, histories))
 
     @api.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -90,14 +63,42 @@ def create_api(
     return api
 
 
-def _guard(api: FastAPI, settings: ServeSettings, is_full: Callable[[], bool]) -> None:
+def _guard(api: FastAPI, settings: ServeSettings) -> None:
     """What a request passes before it is read; the last that is added is the first that it meets."""
-    access, retry_after = settings.access, settings.queueing.retry_after_seconds
+    access = settings.access
     api.add_middleware(BodyLimit, max_bytes=settings.limits.max_body_bytes)
-    api.add_middleware(RefuseWhileFull, path=RETRIEVE, is_full=is_full, retry_after_seconds=retry_after)
     tokens = None if access.tokens_file is None else Tokens(access.tokens_file)
     api.add_middleware(AccessGuard, tokens=tokens, rate=access.rate)
     api.add_middleware(RequestWatch, access_log=settings.access_log)
+
+
+def _retrieval(ask: Ask, settings: ServeSettings, histories: Histories) -> APIRouter:
+    routes = APIRouter(route_class=JsonRoute)
+
+    async def answered(request: RetrieveRequest) -> Answer | Refusal:
+        stored = None
+        if request.user_id is not None and request.history is None:
+            stored = await histories.call(histories.store.history, str(request.user_id))
+        return await ask(to_query(request, settings.limits, int(time.time()), stored))
+
+    @routes.post("/v1/retrieve", response_model=RetrieveResponse, responses=RESPONSES)
+    async def retrieve(request: RetrieveRequest, http: Request) -> Response:
+        """The best items for a history."""
+        deadline_ms = request.deadline_ms or settings.deadline_ms
+        try:
+            answer = await asyncio.wait_for(answered(request), deadline_ms / 1000)
+        except TimeoutError:
+            return problem(504, "deadline_ms", f"no answer within {deadline_ms} ms; ask with a later deadline")
+        except Overloaded:
+            return unavailable("overloaded", settings.queueing.retry_after_seconds)
+        if isinstance(answer, Refusal):
+            return problem(422, answer.field, answer.message)
+        if settings.access_log:
+            http.scope["state"].update(noted(answer))
+        headers = {"Server-Timing": server_timing(answer.stage_seconds)}
+        return Response(to_json(answer), media_type="application/json", headers=headers)
+
+    return routes
 
 
 def _readiness(ready: Callable[[], Awaitable[Ready]], settings: ServeSettings) -> APIRouter:

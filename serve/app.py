@@ -19,6 +19,7 @@ from data.session import connect
 from data.settings import Recipe, Settings, read_section
 from serve.access import Tokens
 from serve.endpoint import Endpoint
+from serve.haproxy import haproxy_environment
 from serve.histories.contract import HistoriesUnavailable
 from serve.histories.store import open_histories
 from serve.release import Release
@@ -31,13 +32,6 @@ APPLICATION = "farsight"
 REFUSING_ROOM = 8
 # How often a replica that is told to stop looks whether its requests are done; Serve's own 2 s only delays the end.
 DRAIN_POLL_SECONDS = 0.2
-# What Serve's processes read when they start. A request whose replica is lost before it answers goes to another one: it
-# changes nothing, or like /v1/events nothing twice.
-HAPROXY = {
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-}
 # Serve's own lines cost throughput; the API writes one per request (`serve.watching`).
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 ACCESS_LOGGING = {"log_level": "INFO", "enable_access_log": False, "encoding": "JSON"}
@@ -99,7 +93,7 @@ def run(
     _check_port(settings.host, settings.port)
     _check_histories(settings)
     if settings.haproxy:
-        os.environ.update(HAPROXY)
+        os.environ.update(haproxy_environment(settings.queueing))
     connect()
     ray.serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=LOGGING)
     arguments = AppArguments(release=str(Path(release).resolve()), serve=settings)
@@ -148,9 +142,11 @@ def _check_access(settings: ServeSettings) -> None:
     access = settings.access
     if access.tokens_file is not None:
         Tokens(access.tokens_file)
-    elif not (access.anyone or _is_loopback(settings.host)):
+    elif not access.anyone and (settings.haproxy or not _is_loopback(settings.host)):
+        # Behind HAProxy a replica's own port is open on every interface, for the HAProxy of other nodes.
+        what = "serve.haproxy=true" if settings.haproxy else f"serve.host {settings.host}"
         raise RecipeError(
-            f"serve.host {settings.host}: listens beyond this machine, and anyone there could ask; set "
+            f"{what}: listens beyond this machine, and anyone there could ask; set "
             "serve.access.tokens_file=FILE, or serve.access.anyone=true where something in front asks who they are"
         )
 

@@ -18,13 +18,13 @@ class Endpoint:
 
     def __init__(self, release: str, settings: ServeSettings) -> None:
         self._settings = settings
-        self._retriever = Retriever(release, settings.batching, settings.replicas, settings.queueing.max_in_flight)
+        self._retriever = Retriever(release, settings)
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # the name that Serve looks for
         kept = self._settings.histories
         store = None if kept is None else open_histories(kept)
         retriever = self._retriever
-        return create_api(retriever.retrieve, self._settings, store, self.ready, self._describe, retriever.is_full)
+        return create_api(retriever.retrieve, self._settings, store, self.ready, self._describe)
 
     async def ready(self) -> Ready:
         """What is served, once a golden request is answered."""

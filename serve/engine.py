@@ -40,7 +40,7 @@ class Engine:
         self.golden = release.golden
         self.top_score_deciles = release.top_score_deciles
         self.needs_times = artifact.settings.reads_times
-        self._max_events = artifact.max_events
+        self.max_events = artifact.max_events
         self._device = device
         self._vocabulary = artifact.vocabulary()
         self._action_codes = {name: code for code, name in enumerate(artifact.actions, start=1)}
@@ -111,7 +111,7 @@ class Engine:
             [query.times_L for query in queries],
             [query.actions_L for query in queries],
             [query.query_time for query in queries],
-            max_events=self._max_events,
+            max_events=self.max_events,
         )
         batch = to_device(collate(histories), self._device)
         with torch.inference_mode():
@@ -162,7 +162,7 @@ class Engine:
         return answers
 
     def _answer(self, query: EncodedQuery, rows_PK: IntArray, scores_PK: FloatArray) -> Answer:
-        used = min(len(query.items_L), self._max_events)
+        used = min(len(query.items_L), self.max_events)
         lists = [pick(rows_K, scores_K, query) for rows_K, scores_K in zip(rows_PK, scores_PK, strict=True)]
         # Barred items never run out before k does, so no hit without a filter means a query vector of NaN.
         empty = [not len(rows) for (rows, _), one in zip(lists, query.instructions, strict=True) if not one.hard]
@@ -172,7 +172,9 @@ class Engine:
         fallback = not used or broken
         if fallback:
             lists = [self._popular(query, one) for one in query.instructions]
-        rows, scores, brought_by = merge(lists, [one.weight for one in query.instructions], query.k)
+        (rows, scores), brought_by = lists[0], np.zeros(len(lists[0][0]), np.int64)
+        if len(lists) > 1:
+            rows, scores, brought_by = merge(lists, [one.weight for one in query.instructions], query.k)
         return Answer(
             release=self.release_id,
             item_ids=self._vocabulary.external(rows.tolist()),
@@ -187,7 +189,9 @@ class Engine:
 
     def _titles_of(self, rows: IntArray) -> list[str | None]:
         titles = self._titles
-        return [None if titles is None or row == PAD_ROW else titles[row - 1].as_py() for row in rows.tolist()]
+        if titles is None:
+            return [None] * len(rows)
+        return [None if row == PAD_ROW else titles[row - 1].as_py() for row in rows.tolist()]
 
     def _popular(self, query: EncodedQuery, asked: Instruction) -> tuple[IntArray, FloatArray]:
         popular_V = self._popular_V

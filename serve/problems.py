@@ -26,6 +26,7 @@ from serve.schemas import BadRequest, Problem, Problems
 
 logger = logging.getLogger(__name__)
 
+ASK_AGAIN = "ask again after the seconds in Retry-After"
 STATUSES = (400, 401, 413, 422, 429, 500, 503, 504)
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": Problems, "description": HTTPStatus(status).phrase} for status in STATUSES
@@ -41,14 +42,19 @@ def explain_problems(api: FastAPI, retry_after_seconds: int) -> None:
     api.add_exception_handler(Exception, _on_defect)
 
 
+def refusal(field: str, message: str) -> str:
+    """The body that names the one thing that is wrong."""
+    return Problems(problems=[Problem(field=field, message=message)]).model_dump_json()
+
+
 def problem(status: int, field: str, message: str) -> Response:
     """An answer that names the one thing that is wrong."""
-    return _body(status, [Problem(field=field, message=message)])
+    return Response(refusal(field, message), status, media_type="application/json")
 
 
 def unavailable(what: str, retry_after_seconds: int) -> Response:
     """503: the same request may succeed soon."""
-    response = problem(503, "", f"{what}; ask again after the seconds in Retry-After")
+    response = problem(503, "", f"{what}; {ASK_AGAIN}")
     response.headers["Retry-After"] = str(retry_after_seconds)
     return response
 

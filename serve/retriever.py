@@ -3,21 +3,24 @@
 import asyncio
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
-import ray.serve
 import torch
 
 from data.errors import ArtifactMismatch
-from serve.answer import Answer, EncodedQuery, Query, Refusal
+from serve.answer import Answer, EncodedQuery, FloatArray, Query, Refusal
+from serve.batching import Batches
 from serve.description import Description, describe
 from serve.engine import Engine
 from serve.golden import check_golden, is_golden, query_of
+from serve.index.contract import Hits
 from serve.index.on_faiss import set_search_threads
 from serve.instructions import Unanswerable
-from serve.settings import Batching, Replicas
+from serve.query_cache import QueryCache
+from serve.settings import ServeSettings
 from serve.watching import QUEUE, STAGES, RetrieverWatch
 
 # How long a thread waits for Python's interpreter lock before it asks for it. The model needs the lock between any two
@@ -33,13 +36,12 @@ class Ready:
     release_id: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Waiting:
     """A request in the batch queue."""
 
     query: EncodedQuery
     since: float  # seconds of the clock
-    abandoned: bool = False  # its deadline passed or its client left
 
 
 class Overloaded(Exception):
@@ -47,41 +49,34 @@ class Overloaded(Exception):
 
 
 class Retriever:
-    """Answers concurrent queries of one event loop. The model runs in one thread and the search in another, so the
-    loop stays free for what else it does, and one batch is searched while the next is encoded.
+    """Answers concurrent queries of one event loop. The model and the search run in a thread of their own, so the loop
+    stays free for what else it does, and neither is called twice at a time.
     """
 
-    def __init__(self, release: str, batching: Batching, replicas: Replicas, max_in_flight: int) -> None:
+    def __init__(self, release: str, settings: ServeSettings) -> None:
         """Load a release and ask its golden requests.
 
         Args:
             release: directory.
-            max_in_flight: queries at a time, waiting ones included.
 
         Raises:
             ArtifactError: missing, damaged or mismatched.
             ArtifactMismatch: it answers its golden requests otherwise than when it was built.
         """
-        torch.set_num_threads(replicas.torch_threads)
+        threads = settings.replicas.torch_threads
+        torch.set_num_threads(threads)
         sys.setswitchinterval(SWITCH_SECONDS)
         self._release = release
-        self._max_in_flight = max_in_flight
+        self._max_in_flight = settings.queueing.max_in_flight
         self._in_flight = 0
-        self._engine = Engine.open(release, device="cuda" if replicas.num_gpus else "cpu")
+        self._engine = Engine.open(release, device="cuda" if settings.replicas.num_gpus else "cpu")
         # Warms the engine up, too.
         check_golden(self._engine, self._engine.golden)
         self._description = describe(self._engine)
         self._watch = RetrieverWatch(self._engine.release_id, self._engine.top_score_deciles)
-        self._model_thread = ThreadPoolExecutor(1, "model")
-        self._search_thread = ThreadPoolExecutor(
-            1, "search", initializer=set_search_threads, initargs=(replicas.torch_threads,)
-        )
-        # Two batches at a time: one in each thread.
-        self._answer_batched = ray.serve.batch(
-            max_batch_size=batching.max_batch_size,
-            batch_wait_timeout_s=batching.wait_seconds,
-            max_concurrent_batches=2,
-        )(self._answer_batch)
+        self._thread = ThreadPoolExecutor(1, "model", initializer=set_search_threads, initargs=(threads,))
+        self._cache = QueryCache(settings.query_cache, self._engine.max_events, self._engine.needs_times)
+        self._batches = Batches(self._answer_batch, settings.batching.max_batch_size)
 
     async def retrieve(self, query: Query) -> Answer | Refusal:
         """Answer one query together with whatever else is waiting.
@@ -89,7 +84,7 @@ class Retriever:
         Raises:
             Overloaded: too many are in flight.
         """
-        if self.is_full():
+        if self._in_flight >= self._max_in_flight:
             raise Overloaded
         try:
             waiting = _Waiting(self._engine.encode(query), time.perf_counter())
@@ -97,19 +92,9 @@ class Retriever:
             return Refusal(error.field, error.message)
         self._in_flight += 1
         try:
-            answer = await self._answer_batched(waiting)
-        except asyncio.CancelledError:
-            # Under overload most of a queue may be past its deadline; computing it would starve the rest.
-            waiting.abandoned = True
-            raise
+            return await self._batches.ask(waiting)
         finally:
             self._in_flight -= 1
-        assert answer is not None  # only an abandoned request has no answer
-        return answer
-
-    def is_full(self) -> bool:
-        """Whether a query would be refused."""
-        return self._in_flight >= self._max_in_flight
 
     def describe(self) -> Description:
         """What can be asked."""
@@ -127,24 +112,40 @@ class Retriever:
                 raise ArtifactMismatch(f"release {self._engine.release_id}: a golden request got another answer")
         return Ready(self._release, self._engine.release_id)
 
-    async def _answer_batch(self, batch: list[_Waiting]) -> list[Answer | None]:
-        loop = asyncio.get_running_loop()
-        wanted = [place for place, waiting in enumerate(batch) if not waiting.abandoned]
-        results: list[Answer | None] = [None] * len(batch)
-        if not wanted:
-            return results
-        queries = [batch[place].query for place in wanted]
-        clock = [time.perf_counter()]
-        query_ND = await loop.run_in_executor(self._model_thread, self._engine.query_vectors, queries)
-        clock.append(time.perf_counter())
-        hits = await loop.run_in_executor(self._search_thread, self._engine.search, queries, query_ND)
-        clock.append(time.perf_counter())
+    async def _answer_batch(self, batch: Sequence[_Waiting]) -> list[Answer]:
+        queries = [waiting.query for waiting in batch]
+        began = time.perf_counter()
+        hits, clock = await asyncio.get_running_loop().run_in_executor(self._thread, self._found, queries)
         answers = self._engine.answers(queries, hits)
         clock.append(time.perf_counter())
         stage_seconds = dict(zip(STAGES, np.diff(clock).tolist(), strict=True))
         self._watch.answered(queries, answers, stage_seconds)
-        for place, answer in zip(wanted, answers, strict=True):
-            waited = clock[0] - batch[place].since
-            self._watch.waited(waited)
-            results[place] = replace(answer, stage_seconds={QUEUE: waited, **stage_seconds})
-        return results
+        waits = [began - waiting.since for waiting in batch]
+        self._watch.waited(waits)
+        return [
+            replace(answer, stage_seconds={QUEUE: waited, **stage_seconds})
+            for answer, waited in zip(answers, waits, strict=True)
+        ]
+
+    def _found(self, queries: Sequence[EncodedQuery]) -> tuple[Hits, list[float]]:
+        """Hits of the branch queries, and the times at which encoding and searching began and ended."""
+        clock = [time.perf_counter()]
+        query_ND = self._vectors(queries)
+        clock.append(time.perf_counter())
+        hits = self._engine.search(queries, query_ND)
+        clock.append(time.perf_counter())
+        return hits, clock
+
+    def _vectors(self, queries: Sequence[EncodedQuery]) -> FloatArray:
+        """Query vectors, [N, D], of the cache where it has them."""
+        keys = [self._cache.key(query) for query in queries]
+        found = {key: vectors for key in keys if (vectors := self._cache.get(key)) is not None}
+        missing = [place for place, key in enumerate(keys) if key not in found]
+        self._watch.looked_up(len(queries), len(missing))
+        if missing:
+            encoded_ND = self._engine.query_vectors([queries[place] for place in missing])
+            ends = np.cumsum([len(queries[place].instructions) for place in missing])
+            for place, own_PD in zip(missing, np.split(encoded_ND, ends[:-1]), strict=True):
+                found[keys[place]] = own_PD
+                self._cache.put(keys[place], own_PD)
+        return np.concatenate([found[key] for key in keys])

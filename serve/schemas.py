@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
+import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from serve.answer import Answer, Query
@@ -206,20 +207,23 @@ def to_history(user_id: str, stored: Sequence[StoredEvent]) -> HistoryResponse:
     )
 
 
-def to_response(answer: Answer) -> RetrieveResponse:
-    """The body of an answer."""
+def to_json(answer: Answer) -> bytes:
+    """The body of an answer, a `RetrieveResponse`; written without building one, which takes as long as the search."""
     rows = zip(answer.item_ids, answer.scores, answer.titles, answer.conditions, strict=True)
-    return RetrieveResponse(
-        release=answer.release,
-        items=[
-            Item(item_id=item_id, score=score, title=title, condition=condition)
-            for item_id, score, title, condition in rows
-        ],
-        fallback=answer.fallback,
-        unknown_items=answer.unknown_items,
-        unknown_actions=answer.unknown_actions,
-        history_events_used=answer.history_events_used,
+    body: bytes = pydantic_core.to_json(
+        {
+            "release": answer.release,
+            "items": [
+                {"item_id": item_id, "score": score, "title": title, "condition": condition}
+                for item_id, score, title, condition in rows
+            ],
+            "fallback": answer.fallback,
+            "unknown_items": answer.unknown_items,
+            "unknown_actions": answer.unknown_actions,
+            "history_events_used": answer.history_events_used,
+        }
     )
+    return body
 
 
 def _problems(request: RetrieveRequest, limits: Limits) -> Iterator[tuple[str, str]]:

@@ -96,7 +96,6 @@ class Batching(Settings):
     """How concurrent requests share one forward pass."""
 
     max_batch_size: int = Field(32, ge=1, description="requests of one forward pass")
-    wait_seconds: float = Field(0.002, ge=0, description="seconds that a request waits for others to join it")
 
 
 class Holders(Settings):
@@ -159,6 +158,11 @@ class Queueing(Settings):
     max_in_flight: int = Field(
         128, ge=1, description="requests that one replica works on at a time, waiting ones included"
     )
+    max_in_proxy: int = Field(
+        256,
+        ge=1,
+        description="requests that wait in HAProxy (serve.haproxy) while each replica has all it may",
+    )
     retry_after_seconds: int = Field(1, ge=1, description="seconds in the Retry-After header of a 503")
 
 
@@ -208,6 +212,9 @@ class ServeSettings(Settings):
     access: Access = Field(default_factory=Access, description="tokens and their rate")
     limits: Limits = Field(default_factory=Limits, description="limits of a request")
     batching: Batching = Field(default_factory=Batching, description="micro-batches")
+    query_cache: int = Field(
+        10_000, ge=0, description="histories whose query vectors a replica keeps, those asked for last; 0 keeps none"
+    )
     queueing: Queueing = Field(default_factory=Queueing, description="bounded queues")
     replicas: Replicas = Field(default_factory=Replicas, description="replicas and their scaling")
     histories: HistoriesKind | None = Field(

@@ -97,6 +97,7 @@ class RetrieverWatch:
             "farsight_stage_seconds", "queue: of a request; encode, search, merge: of a batch", SECONDS, ("stage",)
         )
         self._batch_size = Histogram("farsight_batch_size", "requests of one forward pass", BATCH_SIZES)
+        self._cache = Counter("farsight_query_cache", "histories by whether their query vectors were kept", ("result",))
         self._history_events = Counter("farsight_history_events", "events of the histories that were sent")
         self._unknown_items = Counter("farsight_unknown_items", "of these, events whose item the release lacks")
         self._wanted = Counter("farsight_items_wanted", "items asked for")
@@ -106,9 +107,15 @@ class RetrieverWatch:
             "farsight_top_scores", "best scores by the tenth of the release's own that they fall in", ("tenth",)
         )
 
-    def waited(self, seconds: float) -> None:
-        """A request left the queue."""
-        self._stage_seconds.observe(seconds, {"stage": QUEUE})
+    def waited(self, waits: Sequence[float]) -> None:
+        """Requests left the queue after so many seconds each."""
+        for seconds in waits:
+            self._stage_seconds.observe(seconds, {"stage": QUEUE})
+
+    def looked_up(self, asked: int, missing: int) -> None:
+        """The cache of query vectors was asked for some, and lacked some."""
+        for result, count in (("hit", asked - missing), ("miss", missing)):
+            _add(self._cache, count, {"result": result})
 
     def answered(
         self, queries: Sequence[EncodedQuery], answers: Sequence[Answer], stage_seconds: Mapping[str, float]
@@ -127,9 +134,9 @@ class RetrieverWatch:
         if self._deciles is not None:
             tenths = np.searchsorted(self._deciles, own_top_scores(answers))
             for tenth, count in zip(*np.unique(tenths, return_counts=True), strict=True):
-                self._top_scores.inc(int(count), {"tenth": str(tenth)})
+                _add(self._top_scores, int(count), {"tenth": str(tenth)})
 
 
-def _add(counter: Counter, count: int) -> None:
+def _add(counter: Counter, count: int, tags: dict[str, str] | None = None) -> None:
     if count:  # Ray refuses to add nothing
-        counter.inc(count)
+        counter.inc(count, tags or {})

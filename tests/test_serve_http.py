@@ -30,10 +30,8 @@ from tests.small_world import ACTIONS, NUM_ITEMS, START, item_id, write_artifact
 
 pytestmark = pytest.mark.ray
 
-# Every request waits this long for others, so a shorter deadline always passes.
-WAIT_SECONDS = 0.15
 SETTINGS = {
-    "batching": {"max_batch_size": 4, "wait_seconds": WAIT_SECONDS},
+    "batching": {"max_batch_size": 4},
     "queueing": {"max_in_flight": 16, "retry_after_seconds": 2},
     "limits": {"max_body_bytes": 100_000, "max_k": 40},
     "deadline_ms": 10_000,
@@ -168,13 +166,18 @@ def test_bad_requests_are_named_over_http(url: str) -> None:
     assert httpx.get(f"{url}/nowhere").status_code == 404
 
 
-def test_a_deadline_shorter_than_the_batch_wait_is_504(url: str) -> None:
-    with pytest.raises(EndpointError, match=r"504, expected 200; deadline_ms: no answer within 20 ms"):
-        client.run(url, [], deadline_ms=20)
+def test_a_deadline_shorter_than_an_answer_takes_is_504(url: str) -> None:
+    long = [{"item_id": item_id(row % NUM_ITEMS + 1), "timestamp": START + row} for row in range(1_000)]
+    response = httpx.post(f"{url}/v1/retrieve", json={"history": long, "deadline_ms": 1}, timeout=30)
+    assert response.status_code == 504
+    assert response.json()["problems"] == [
+        {"field": "deadline_ms", "message": "no answer within 1 ms; ask with a later deadline"}
+    ]
 
 
 def test_overload_is_503_with_retry_after_and_passes(url: str) -> None:
-    responses = post_all(url, [{"history": history(3), "request_time": START + 5_000}] * 64)
+    bodies = [{"history": history(13), "request_time": START + number} for number in range(5_000, 5_128)]
+    responses = post_all(url, bodies)
     refused = [response for response in responses if response.status_code == 503]
     answered = [response for response in responses if response.status_code == 200]
     assert refused
@@ -199,7 +202,7 @@ def test_a_request_is_seen_in_its_answer_the_access_log_and_the_metrics(url: str
         r"queue;dur=(.+), encode;dur=(.+), search;dur=(.+), merge;dur=(.+)", response.headers["server-timing"]
     )
     assert stages is not None
-    assert float(stages[1]) >= 1e3 * WAIT_SECONDS - 50
+    assert all(float(milliseconds) >= 0 for milliseconds in stages.groups())
     logs = Path(os.environ["RAY_TMPDIR"], "ray", "session_latest", "logs", "serve")
     written = [json.loads(line) for file in logs.glob("*endpoint*.log") for line in file.read_text().splitlines()]
     [line] = [line for line in written if line.get("request_id") == "seen-1"]

@@ -1,5 +1,6 @@
 """`farsight serve`: what is refused before anything starts, and how it ends."""
 
+import asyncio
 import json
 import os
 import signal
@@ -50,9 +51,9 @@ def test_an_endpoint_beyond_this_machine_needs_tokens_or_a_word(tmp_path: Path) 
     def start(**serve: Any) -> None:
         run(str(tmp_path / "no release"), {"serve": {"histories": None, **serve}}, blocking=False)
 
-    for host in ("0.0.0.0", "::", "example.org"):
+    for beyond in ({"host": "0.0.0.0"}, {"host": "::"}, {"host": "example.org"}, {"haproxy": True}):
         with pytest.raises(RecipeError, match=r"serve.access.tokens_file=FILE, or serve.access.anyone=true"):
-            start(host=host)
+            start(**beyond)
     with pytest.raises(RecipeError, match=r"tokens: No such file"):
         start(host="0.0.0.0", access={"tokens_file": str(tmp_path / "no" / "tokens")})
 
@@ -64,8 +65,22 @@ def test_serving_ends_at_sigterm_and_gives_the_handlers_back() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def _refused_of(url: str, requests: int) -> list[httpx.Response]:
+    """Those of so many requests at a time that are answered 503; some are, and some are answered."""
+
+    async def ask() -> list[httpx.Response]:
+        async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=requests)) as http:
+            bodies = [{"history": [], "request_time": number} for number in range(requests)]
+            return await asyncio.gather(*(http.post(url, json=body) for body in bodies))
+
+    answers = asyncio.run(ask())
+    assert {answer.status_code for answer in answers} == {200, 503}
+    return [answer for answer in answers if answer.status_code == 503]
+
+
 def test_behind_haproxy_the_command_answers_deploys_and_leaves_nothing_running(release: Path, tmp_path: Path) -> None:
     log, words = tmp_path / "log", [f"serve.port={free_port()}", "serve.haproxy=true", "serve.histories=null"]
+    words += ["serve.access.anyone=true", "serve.queueing.max_in_proxy=1", "serve.queueing.retry_after_seconds=3"]
     folder = tempfile.mkdtemp(prefix="hp", dir=os.environ["RAY_TMPDIR"])
     surroundings = {**os.environ, "RAY_TMPDIR": folder}
     command = [sys.executable, "-m", "cluster.cli"]
@@ -83,6 +98,10 @@ def test_behind_haproxy_the_command_answers_deploys_and_leaves_nothing_running(r
         answers = [httpx.post(f"{served['url']}/v1/retrieve", json=body, timeout=60) for _ in range(20)]
         assert {answer.status_code for answer in answers} == {200}
         assert {answer.json()["release"] for answer in answers} == {served["release_id"]}
+        refused = _refused_of(f"{served['url']}/v1/retrieve", 256)
+        assert {(one.headers["retry-after"], one.json()["problems"][0]["message"]) for one in refused} == {
+            ("3", "overloaded; ask again after the seconds in Retry-After")
+        }
         done = subprocess.run(
             [*command, "deploy", str(release), "--address", served["ray_address"], *words],
             env=surroundings,

@@ -11,7 +11,8 @@ import ray.serve
 from fastapi import FastAPI
 from starlette.requests import Request
 
-from serve.app import HAPROXY
+from serve.haproxy import haproxy_environment
+from serve.settings import Queueing
 
 api = FastAPI()
 
@@ -31,7 +32,7 @@ class Nothing:
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--port", type=int, required=True)
-    os.environ.update(HAPROXY)
+    os.environ.update(haproxy_environment(Queueing()))
     ray.serve.start(http_options={"port": arguments.parse_args().port}, logging_config={"enable_access_log": False})
     ray.serve.run(Nothing.bind())  # type: ignore[attr-defined]  # of what the decorator makes
     signal.sigwait([signal.SIGINT, signal.SIGTERM])
