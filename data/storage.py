@@ -5,6 +5,7 @@ temporary name beside its final place and renamed last, and carries a `manifest.
 interrupted run never leaves something that looks finished.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data.errors import FarsightError
+from data.errors import FarsightError, MachineError
 
 MANIFEST = "manifest.json"
 _REMOVALS = 20
@@ -27,26 +28,51 @@ def published_directory(path: str | Path, *, replace: bool = False) -> Iterator[
     """Give a temporary directory to write into; rename it to `path` if the body succeeds.
 
     The temporary directory is removed if the body raises. With `replace`, an existing directory
-    at `path` is moved away first and deleted once the new one stands.
+    at `path` is moved away first and deleted once the new one stands. Without, of several writers of
+    one place the first wins, whenever they began.
 
     Raises:
         FarsightError: `path` exists and `replace` is false.
     """
     final = Path(path)
+    taken = FarsightError(f"{final}: already exists; choose another place or remove it")
     if final.exists() and not replace:
-        raise FarsightError(f"{final}: already exists; choose another place or remove it")
+        raise taken
     final.parent.mkdir(parents=True, exist_ok=True)
     aside = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.partial"
     aside.mkdir()
     try:
         yield aside
         old = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.old"
-        if final.exists():
+        if replace and final.exists():
             final.rename(old)
-        aside.rename(final)
+        try:
+            aside.rename(final)  # refused where a directory stands that is not empty
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            raise taken from None
         shutil.rmtree(old, ignore_errors=True)
     finally:
         _remove(aside)
+
+
+def published_once(path: Path, fill: Callable[[Path], None]) -> bool:
+    """Publish a directory that `fill` writes; False where one stands already, if only since a moment ago.
+
+    Raises:
+        MachineError: the storage cannot be written.
+    """
+    try:
+        with published_directory(path) as aside:
+            fill(aside)
+    except OSError as error:
+        raise MachineError(f"{path}: cannot be written ({error}); make room or get permission, then again") from None
+    except FarsightError:
+        if not path.exists():
+            raise
+        return False
+    return True
 
 
 def _remove(directory: Path) -> None:

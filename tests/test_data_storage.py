@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import DatasetError, FarsightError
+from data.errors import DatasetError, FarsightError, MachineError
 from data.storage import (
     MANIFEST,
     directory_hashes,
     file_hash,
     link_or_copy,
     published_directory,
+    published_once,
     read_manifest,
     write_json,
 )
@@ -52,6 +53,26 @@ def test_a_directory_that_stands_is_replaced_only_when_asked_and_only_by_a_whole
         (aside / "new").write_text("2")
     assert [path.name for path in final.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_of_two_writers_of_one_place_the_first_to_finish_wins(tmp_path: Path) -> None:
+    late = published_directory(tmp_path / "out")
+    (late.__enter__() / "a").write_text("late")
+    with published_directory(tmp_path / "out") as aside:
+        (aside / "a").write_text("first")
+    with pytest.raises(FarsightError, match="out: already exists; choose another place or remove it"):
+        late.__exit__(None, None, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "a").read_text() == "first"
+
+
+def test_what_stands_already_is_not_published_again_and_what_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    def fill(aside: Path) -> None:
+        (aside / "a").touch()
+
+    assert [published_once(tmp_path / "out", fill) for _ in range(3)] == [True, False, False]
+    with pytest.raises(MachineError, match=r"a/out: cannot be written \(.*; make room or get permission"):
+        published_once(tmp_path / "out" / "a" / "out", fill)
 
 
 def test_hashes_name_every_file_but_the_manifest_and_change_with_a_byte(tmp_path: Path) -> None:
