@@ -7,7 +7,7 @@ import click
 
 from cluster import floors
 from cluster.command_line import command, recipe_of, recipe_words, show
-from cluster.tables import print_answer
+from cluster.tables import print_answer, print_releases
 
 # Where `farsight serve` listens unless told otherwise, and where `farsight retrieve` asks.
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -28,6 +28,23 @@ def index(artifact: str, out: str | None, dataset: str | None, words: tuple[str,
     """
     place = out or str(Path(artifact).parent / "release")
     return floors.start(floors.INDEX, artifact=artifact, out=place, recipe=recipe_of(words), dataset=dataset)
+
+
+@click.command()
+@click.argument("registry", type=click.Path())
+@click.option("--add", metavar="RELEASE", type=click.Path(), help="Take this release in; the first makes the registry.")
+@click.option("--keep", type=click.IntRange(min=1), help="Remove all but the newest so many, `current` and `previous`.")
+@command
+def releases(registry: str, add: str | None, keep: int | None) -> None:
+    """List the releases of a registry, after adding or removing some.
+
+    Where a command takes a RELEASE, it also takes REGISTRY/latest (added last), REGISTRY/current (deployed last),
+    REGISTRY/previous (deployed before it) and REGISTRY/ID, of which the first digits will do. REGISTRY alone is
+    the current release, or the latest where none was deployed yet.
+
+    Example: farsight releases runs/releases --add runs/demo/release --keep 10
+    """
+    show(floors.start(floors.RELEASES, registry=registry, add=add, keep=keep), print_releases)
 
 
 @click.command()
@@ -55,7 +72,9 @@ def serve(release: str, port: int | None, words: tuple[str, ...]) -> None:
 def deploy(release: str, address: str | None, words: tuple[str, ...]) -> dict[str, Any]:
     """Serve another release in the place of the running one, without a pause; the earlier one again rolls back.
 
-    Example: farsight deploy runs/demo/release
+    From a registry (`farsight releases`), REGISTRY/previous is the earlier one.
+
+    Example: farsight deploy runs/releases/latest
     """
     return floors.start(floors.DEPLOY, release=release, recipe=recipe_of(words), address=address)
 
@@ -134,4 +153,4 @@ def retrieve(
     show(answer, print_answer)
 
 
-SERVING = (index, serve, deploy, predict, seed_histories, retrieve)
+SERVING = (index, releases, serve, deploy, predict, seed_histories, retrieve)

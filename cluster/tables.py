@@ -87,6 +87,26 @@ def print_suite(result: dict[str, Any]) -> None:
     print(f"report: {result['report']}")
 
 
+def print_releases(result: dict[str, Any]) -> None:
+    """The releases of a registry, newest first, and what was added or removed just before."""
+    for change in ("added", "removed"):
+        if result[change]:
+            print(f"{change}: {' '.join([result[change]] if isinstance(result[change], str) else result[change])}")
+    rows = [
+        {
+            **release,
+            "release": release["release_id"],
+            "names": ", ".join(release["names"]),
+            "added": _moment(release["added"]),
+            "deployed": release["deployed"] and _moment(release["deployed"]),
+            "recall": release.get("recall", {}).get("value"),
+        }
+        for release in result["releases"]
+    ]
+    columns = ["release", "names", "added", "deployed", "items", "index", "recall", "problem"]
+    print_table(f"Releases of {result['registry']}, newest first", _filled(columns, rows), rows)
+
+
 def print_checks(result: dict[str, Any]) -> None:
     """The rows of doctor."""
     print_table("This machine", ["check", "state", "found", "what to do"], result["checks"])

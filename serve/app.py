@@ -22,6 +22,7 @@ from serve.endpoint import Endpoint
 from serve.haproxy import haproxy_environment
 from serve.histories.contract import HistoriesUnavailable
 from serve.histories.store import open_histories
+from serve.registry import find_release, record_deployment
 from serve.release import Release
 from serve.settings import Replicas, ServeSettings, SqliteSettings
 
@@ -73,7 +74,7 @@ def run(
     """Serve a release over HTTP.
 
     Args:
-        release: directory of a release.
+        release: a release, as `serve.registry.find_release` finds it.
         recipe: section `serve` is read.
         blocking: stay until SIGINT or SIGTERM, then shut Serve down.
         on_ready: called with the result once requests are answered.
@@ -82,27 +83,29 @@ def run(
         `url`, `docs_url`, `release` (directory), `release_id` and `ray_address`, for `farsight deploy`.
 
     Raises:
-        ArtifactError: the release is missing, damaged or mismatched.
+        ArtifactError: the release is missing, damaged or mismatched, or unknown to the registry.
         MachineError: the port is taken, or the histories cannot be kept where the recipe says.
         RecipeError: wrong settings, or an endpoint beyond this machine without tokens.
     """
     settings = serve_settings(recipe)
     _check_access(settings)
     # Opened here first: an error now is one line, an error in a replica is a stack of retries.
-    release_id = Release.open(release).release_id
+    found = find_release(release)
+    release_id = Release.open(found).release_id
     _check_port(settings.host, settings.port)
     _check_histories(settings)
     if settings.haproxy:
         os.environ.update(haproxy_environment(settings.queueing))
     connect()
     ray.serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=LOGGING)
-    arguments = AppArguments(release=str(Path(release).resolve()), serve=settings)
+    arguments = AppArguments(release=str(found.resolve()), serve=settings)
     ray.serve.run(app(arguments), name=APPLICATION, route_prefix=settings.route_prefix)
+    record_deployment(found)
     url = f"http://{settings.host}:{settings.port}{settings.route_prefix.rstrip('/')}"
     result = {
         "url": url,
         "docs_url": f"{url}/docs",
-        "release": str(release),
+        "release": str(found),
         "release_id": release_id,
         "ray_address": ray.get_runtime_context().gcs_address,
     }

@@ -6,7 +6,6 @@ it counts as started, so a release that answers otherwise here than where it was
 
 import logging
 import os
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,6 +17,7 @@ from data.settings import Recipe
 from serve.app import APPLICATION, AppArguments, app, serve_settings
 from serve.engine import Engine
 from serve.golden import check_golden
+from serve.registry import find_release, record_deployment
 from serve.retriever import Ready
 from serve.settings import ServeSettings
 
@@ -28,22 +28,25 @@ def run(release: str, recipe: Recipe, address: str | None = None) -> dict[str, A
     """Serve another release with a running application; the earlier one again is a rollback.
 
     Args:
-        release: directory of a release, readable under this path by every node.
+        release: a release, as `serve.registry.find_release` finds it, readable under this path by every node.
         recipe: section `serve`, as the application is served with; what differs is changed too, but for host and port.
         address: of the Ray that serves; the one in `RAY_ADDRESS`, or found on this machine, if None.
 
     Returns:
-        `release`, `release_id`, and `before`, the directory of the release that it follows.
+        `release` and `release_id`, and `before`, the directory of the release that it follows.
 
     Raises:
-        ArtifactError: the release is damaged, or did not start; the one before goes on answering.
+        ArtifactError: the release is damaged, unknown to the registry, or did not start; the one before goes on.
         ArtifactMismatch: it answers its golden requests otherwise than when it was built.
         EndpointError: nothing is served there.
     """
-    settings, place = serve_settings(recipe), str(Path(release).resolve())
+    settings, before = serve_settings(recipe), _served(address)
+    # A deployment that was cut off before it was recorded is made good for, so that `previous` goes by what answers.
+    record_deployment(before.release)
+    found = find_release(release)
+    place = str(found.resolve())
     engine = Engine.open(place)
     check_golden(engine, engine.golden)
-    before = _served(address)
     logger.info("deploying release %s after %s", engine.release_id, before.release_id)
     try:
         _deploy(place, settings)
@@ -53,7 +56,8 @@ def run(release: str, recipe: Recipe, address: str | None = None) -> dict[str, A
             f"{place}: did not start, and {before.release_id} goes on answering; the log of the new replicas (in Ray's "
             f"folder of logs, under serve/) says why: {error}"
         ) from None
-    return {"release": release, "release_id": engine.release_id, "before": before.release}
+    record_deployment(place)
+    return {"release": str(found), "release_id": engine.release_id, "before": before.release}
 
 
 def _served(address: str | None) -> Ready:

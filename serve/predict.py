@@ -26,6 +26,7 @@ from serve.answer import Query
 from serve.engine import Engine
 from serve.index.on_faiss import set_search_threads
 from serve.instructions import Unanswerable, Wish
+from serve.registry import find_release
 from serve.release import Release
 from serve.settings import PredictSettings
 
@@ -49,7 +50,7 @@ def run(release: str, dataset: str, out: str, recipe: Recipe) -> dict[str, Any]:
     """Write the answers of a release for all users of a prepared dataset.
 
     Args:
-        release: directory of a release; the dataset may know other items, which count as unknown.
+        release: a release, as `serve.registry.find_release` finds it; items that it lacks count as unknown.
         dataset: directory of a prepared dataset; whole histories are read, test events too.
         out: directory to write: `part-*.parquet` with the columns of `SCHEMA`, one row per user, and a manifest.
         recipe: section `predict` is read.
@@ -58,7 +59,7 @@ def run(release: str, dataset: str, out: str, recipe: Recipe) -> dict[str, Any]:
         `directory`, `release_id`, `request_time` and `counts` (users, of them `popularity` answered so).
 
     Raises:
-        ArtifactError: the release is damaged.
+        ArtifactError: the release is damaged, or unknown to the registry.
         DatasetError: the dataset is damaged, or lacks times or conditions that the release needs.
         FarsightError: something stands at `out`.
     """
@@ -66,7 +67,8 @@ def run(release: str, dataset: str, out: str, recipe: Recipe) -> dict[str, Any]:
     final = Path(out).absolute()
     if final.exists():
         raise FarsightError(f"{final}: already exists; choose another place or remove it")
-    prepared, release_id = PreparedDataset.open(dataset), Release.open(release).release_id
+    found, prepared = find_release(release), PreparedDataset.open(dataset)
+    release_id = Release.open(found).release_id
     # By default the newest event's: the same dataset then gets the same answers on every day.
     request_time = prepared.newest_time() if settings.request_time is None else settings.request_time
     plan = {
@@ -89,7 +91,7 @@ def run(release: str, dataset: str, out: str, recipe: Recipe) -> dict[str, Any]:
         left,
         "answering users",
         actors=Actors(workers.at_least, workers.at_most, workers.num_cpus, workers.num_gpus),
-        release=str(Path(release).absolute()),
+        release=str(found.absolute()),
         dataset=str(prepared.directory.absolute()),
         out=str(aside),
         settings=settings,

@@ -26,6 +26,7 @@ SUBCOMMANDS = [
     "evaluate",
     "inspect",
     "index",
+    "releases",
     "serve",
     "deploy",
     "predict",
@@ -82,7 +83,7 @@ def test_help_is_quick_and_loads_neither_torch_nor_ray() -> None:
 
 def test_entry_points_are_where_the_command_line_looks_for_them() -> None:
     entries = [value for name, value in vars(floors).items() if name.isupper()]
-    assert len(entries) == 17
+    assert len(entries) == 18
     for entry in entries:
         module, _, function = entry.partition(":")
         text = (ROOT / (module.replace(".", "/") + ".py")).read_text() if not module.startswith("ray") else ""
@@ -116,6 +117,13 @@ def test_short_options_become_settings(started: Started) -> None:
     assert started[1][1]["recipe"] == {"serve": {"port": 8123}}
 
 
+def test_a_registry_is_listed_and_what_changes_it_is_optional(started: Started) -> None:
+    _farsight("releases", "runs/releases")
+    _farsight("releases", "runs/releases", "--add", "runs/x/release", "--keep", "3")
+    assert started[0] == ("serve.registry:run", {"registry": "runs/releases", "add": None, "keep": None})
+    assert started[1][1] == {"registry": "runs/releases", "add": "runs/x/release", "keep": 3}
+
+
 def test_results_are_lines_for_people_and_one_document_for_machines(started: Started) -> None:
     lines = _farsight("train", "smoke").output
     assert lines == "entry: trainer.train:run\ncounts.users: 1,234\n"
@@ -136,6 +144,7 @@ def test_results_are_lines_for_people_and_one_document_for_machines(started: Sta
         (["retrieve", "--item", "1", "--history", "h.json"], "Give the history as"),
         (["import", "table", "--source", "s", "--out", "o", "--column", "user_id"], "expected NAME=VALUE"),
         (["evaluate", "--artifact", "a"], "Missing option '--dataset'"),
+        (["releases", "r", "--keep", "0"], "Invalid value for '--keep'"),
         (["no-such-command"], "No such command"),
     ],
 )
@@ -245,6 +254,29 @@ def test_an_answer_is_a_table_of_ranked_items(monkeypatch: pytest.MonkeyPatch) -
     output = _farsight("retrieve", "--item", "i1").output
     assert "Release abc, from 4 events, 1 unknown left out" in output
     assert output.index("i7") < output.index("0.9100") < output.index("[Seven]") < output.index("i3")
+
+
+def test_releases_are_a_table_with_the_names_that_can_be_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = {"items": 2000, "index": "ivf", "recall": {"value": 0.9917, "k": 100}}
+    rows = [
+        {
+            "release_id": "aa11",
+            "names": ["current", "latest"],
+            "added": 1_700_000_000,
+            "deployed": 1_700_000_060,
+            **sound,
+        },
+        {"release_id": "bb22", "names": [], "added": 1_600_000_000, "deployed": None, "problem": "bb22: damaged"},
+    ]
+    found = {"registry": "runs/releases", "added": "aa11", "removed": ["cc33", "dd44"], "releases": rows}
+    _answering(monkeypatch, found)
+    output = _farsight("releases", "runs/releases").output
+    assert output.startswith("added: aa11\nremoved: cc33 dd44\nReleases of runs/releases, newest first\n")
+    first, second = (line for line in output.splitlines() if "aa11 " in line or "bb22 " in line)
+    parts = ("current, latest", "2023-11-14 22:13:20", "2023-11-14 22:14:20", "2,000", "ivf", "0.9917")
+    assert all(part in first for part in parts)
+    assert "bb22: damaged" in second
+    assert json.loads(_farsight("releases", "runs/releases", "--json").stdout) == found
 
 
 def _answering(monkeypatch: pytest.MonkeyPatch, result: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from serve.build import run as build_release
 from serve.deploy import run as deploy
 from serve.engine import Engine
 from serve.instructions import Wish
+from serve.registry import Registry
 from tests.ports import free_port
 from tests.small_world import ACTIONS, NUM_ITEMS, START, item_id, write_artifact, write_dataset
 
@@ -45,7 +46,9 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dataset = write_dataset(place / "dataset")
     artifact = write_artifact(place / "artifact", dataset, condition=ConditionSettings())
     build_release(str(artifact.directory), str(place / "release"), {}, dataset=str(dataset.directory))
-    return place / "release"
+    registry = Registry(place / "registry")
+    registry.add(place / "release")
+    return registry.resolve("latest")
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +60,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def url(release: Path, recipe: dict[str, Any], ray_session: None) -> Iterator[str]:
     ready: list[dict[str, Any]] = []
-    result = run(str(release), recipe, blocking=False, on_ready=ready.append)
+    result = run(str(release.parent), recipe, blocking=False, on_ready=ready.append)
     assert ready == [result]
+    assert result["release"] == str(release)
     yield result["url"]
     ray.serve.shutdown()
 
@@ -248,6 +252,8 @@ def test_a_release_follows_another_under_load_and_no_request_fails_or_mixes_them
     dataset = write_dataset(tmp_path / "dataset")
     artifact = write_artifact(tmp_path / "artifact", dataset, seed=1, condition=ConditionSettings())
     build_release(str(artifact.directory), str(tmp_path / "release"), {})
+    registry = Registry(release.parent)
+    registry.add(tmp_path / "release")
     engines = {engine.release_id: engine for engine in map(Engine.open, (release, tmp_path / "release"))}
     before, after = engines
     expected = {name: in_process(engine, history(5), 5) for name, engine in engines.items()}
@@ -264,10 +270,14 @@ def test_a_release_follows_another_under_load_and_no_request_fails_or_mixes_them
     for thread in clients:
         thread.start()
     try:
-        found = deploy(str(tmp_path / "release"), recipe)
-        assert found == {"release": str(tmp_path / "release"), "release_id": after, "before": str(release)}
+        found = deploy(str(registry.directory / "latest"), recipe)
+        assert found == {"release": str(registry.directory / after), "release_id": after, "before": str(release)}
         assert httpx.get(f"{url}/readyz", timeout=60).json() == {"status": "ready", "release": after}
-        deploy(str(release), recipe)  # back again
+        *_, recorded = sorted((registry.directory / "journal").iterdir())
+        assert registry.resolve("previous") == release
+        shutil.rmtree(recorded)  # as if the command had been killed before it came to that
+        assert deploy(str(registry.directory / "previous"), recipe)["release"] == str(release)
+        assert registry.resolve("previous").name == after
     finally:
         done.set()
         for thread in clients:
