@@ -121,6 +121,8 @@ def test_a_rollback_goes_back_and_once_more_forth(registry: Registry, releases: 
         assert place.name == expected
         record_deployment(place)
         assert find_release(registry.directory).name == expected
+    entries = [*(registry.directory / "journal").iterdir()]
+    assert len(entries) == 2 + 5  # one for each that changed something
 
 
 def test_a_path_that_is_in_no_registry_is_what_it_was(releases: list[Path], tmp_path: Path) -> None:
