@@ -71,6 +71,8 @@ def run(
     settings = load_suite(suite)
     _check_names("--models", models, settings.models)
     _check_names("--data", data, settings.data)
+    for override in overrides:
+        apply_override({}, override)  # before anything is measured, and also where only baselines are asked for
     place = Path(out or Path("runs/benchmarks") / Path(suite).stem)
     # The commit of the code that runs, not of what it is edited to meanwhile.
     made_with = {"suite": suite, "commit": commit(), **surroundings()}

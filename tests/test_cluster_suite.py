@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from cluster.benchmark import Row, _rows
+from cluster.benchmark import Row, _rows, run
 from cluster.suite import SuiteSettings, load_suite, row_recipe, shipped_suites
 from cluster.suite_markdown import number
 from cluster.suite_report import summarise, write_report
@@ -127,6 +127,12 @@ def test_a_wrong_suite_file_is_refused_by_name(tmp_path: Path, changes: dict[str
 def test_an_unknown_suite_names_the_shipped_ones() -> None:
     with pytest.raises(RecipeError, match=r"nosuch: no such suite.*smoke"):
         load_suite("nosuch")
+
+
+def test_a_word_that_is_no_setting_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"'sasrec': expected section.name=value"):
+        run("smoke", models=["popularity"], overrides=["sasrec"], out=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_mean_and_deviation_are_over_runs() -> None:
