@@ -18,6 +18,7 @@ from serve.page_routes import add_page
 from serve.problems import RESPONSES, explain_problems, problem, unavailable
 from serve.retriever import Overloaded, Ready
 from serve.schemas import RetrieveRequest, RetrieveResponse, to_json, to_query
+from serve.searchers import SearchersLost
 from serve.settings import ServeSettings
 from serve.user_routes import Histories, user_routes
 from serve.watching import RequestWatch, noted, server_timing
@@ -91,6 +92,8 @@ def _retrieval(ask: Ask, settings: ServeSettings, histories: Histories) -> APIRo
             return problem(504, "deadline_ms", f"no answer within {deadline_ms} ms; ask with a later deadline")
         except Overloaded:
             return unavailable("overloaded", settings.queueing.retry_after_seconds)
+        except SearchersLost:
+            return unavailable("a part of the catalogue has no searcher", settings.queueing.retry_after_seconds)
         if isinstance(answer, Refusal):
             return problem(422, answer.field, answer.message)
         if settings.access_log:

@@ -24,6 +24,7 @@ from serve.histories.contract import HistoriesUnavailable
 from serve.histories.store import open_histories
 from serve.registry import find_release, record_deployment
 from serve.release import Release
+from serve.searchers import start_searchers, stop_searchers
 from serve.settings import Replicas, ServeSettings, SqliteSettings
 
 logger = logging.getLogger(__name__)
@@ -98,8 +99,7 @@ def run(
         os.environ.update(haproxy_environment(settings.queueing))
     connect()
     ray.serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=LOGGING)
-    arguments = AppArguments(release=str(found.resolve()), serve=settings)
-    ray.serve.run(app(arguments), name=APPLICATION, route_prefix=settings.route_prefix)
+    start(str(found.resolve()), release_id, settings)
     record_deployment(found)
     url = f"http://{settings.host}:{settings.port}{settings.route_prefix.rstrip('/')}"
     result = {
@@ -116,6 +116,19 @@ def run(
         _wait_for_signal()
         ray.serve.shutdown()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
     return result
+
+
+def start(release: str, release_id: str, settings: ServeSettings) -> None:
+    """Serve a release, also in the place of another; returns once it answers.
+
+    Args:
+        release: directory of a release, readable under this path by every node.
+    """
+    if settings.searchers is not None:
+        start_searchers(release, release_id, settings.searchers)
+    arguments = AppArguments(release=release, serve=settings)
+    ray.serve.run(app(arguments), name=APPLICATION, route_prefix=settings.route_prefix)
+    stop_searchers(but_of=[] if settings.searchers is None else [release_id])
 
 
 def serve_settings(recipe: Recipe) -> ServeSettings:

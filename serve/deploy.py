@@ -14,12 +14,11 @@ import ray.serve.exceptions
 
 from data.errors import ArtifactError, EndpointError
 from data.settings import Recipe
-from serve.app import APPLICATION, AppArguments, app, serve_settings
+from serve.app import APPLICATION, serve_settings, start
 from serve.engine import Engine
 from serve.golden import check_golden
 from serve.registry import find_release, record_deployment
 from serve.retriever import Ready
-from serve.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +48,11 @@ def run(release: str, recipe: Recipe, address: str | None = None) -> dict[str, A
     check_golden(engine, engine.golden)
     logger.info("deploying release %s after %s", engine.release_id, before.release_id)
     try:
-        _deploy(place, settings)
+        start(place, engine.release_id, settings)
     except RuntimeError as error:
-        _deploy(before.release, settings)  # or Serve would try the new one again whenever a replica is lost
+        start(
+            before.release, before.release_id, settings
+        )  # or Serve would try the new one again whenever a replica is lost
         raise ArtifactError(
             f"{place}: did not start, and {before.release_id} goes on answering; the log of the new replicas (in Ray's "
             f"folder of logs, under serve/) says why: {error}"
@@ -73,8 +74,3 @@ def _served(address: str | None) -> Ready:
             "ray_address that it printed with --address"
         ) from None
     return found
-
-
-def _deploy(release: str, settings: ServeSettings) -> None:
-    arguments = AppArguments(release=release, serve=settings)
-    ray.serve.run(app(arguments), name=APPLICATION, route_prefix=settings.route_prefix)

@@ -16,9 +16,10 @@ class Endpoint:
     Serve then keeps those of the release before.
     """
 
-    def __init__(self, release: str, settings: ServeSettings) -> None:
+    async def __init__(self, release: str, settings: ServeSettings) -> None:  # type: ignore[misc]  # Serve awaits it
         self._settings = settings
         self._retriever = Retriever(release, settings)
+        await self._retriever.warm_up()
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # the name that Serve looks for
         kept = self._settings.histories

@@ -23,7 +23,7 @@ from serve.answer import (
     popularity_order,
     search_depth,
 )
-from serve.index.contract import Hits
+from serve.index.contract import Hits, Index
 from serve.instructions import Instruction, Unanswerable, instructions, merge
 from serve.release import Release
 
@@ -53,13 +53,13 @@ class Engine:
         self.takes_conditions = self._retriever.conditioning is not None
 
     @classmethod
-    def open(cls, directory: str | Path, device: str = "cpu") -> "Engine":
-        """Open a release, checked.
+    def open(cls, directory: str | Path, device: str = "cpu", index: Index | None = None) -> "Engine":
+        """Open a release, checked; see `Release.open`.
 
         Raises:
             ArtifactError: missing, damaged or mismatched.
         """
-        return cls(Release.open(directory, device), device)
+        return cls(Release.open(directory, device, index), device)
 
     @property
     def num_items(self) -> int:

@@ -16,7 +16,7 @@ from data.errors import ArtifactError, ArtifactMismatch
 from data.storage import MANIFEST, file_hash, read_manifest
 from modeling.artifact import Artifact
 from serve.index.contract import Index
-from serve.index.store import open_index
+from serve.index.store import open_index, read_index_manifest
 
 KIND = "release"
 FORMAT_VERSION = 2
@@ -37,20 +37,24 @@ class Release:
     top_score_deciles: list[float] | None = None  # of `serve.build`
 
     @classmethod
-    def open(cls, directory: str | Path, device: str = "cpu") -> "Release":
+    def open(cls, directory: str | Path, device: str = "cpu", index: Index | None = None) -> "Release":
         """Open a release and check every hash.
 
         Args:
             device: where an index that is searched by torch keeps its vectors.
+            index: what stands in for the index, whose files are then not read.
 
         Raises:
             ArtifactError: missing, unfinished or damaged.
             ArtifactMismatch: the index was not built from this artifact.
         """
         place = Path(directory)
-        manifest = read_manifest(place, KIND, FORMAT_VERSION, ArtifactError)
+        manifest = read_release_manifest(place)
         artifact = Artifact.open(place / ARTIFACT)
-        index, index_manifest = open_index(place / INDEX, device)
+        if index is None:
+            index, index_manifest = open_index(place / INDEX, device)
+        else:
+            index_manifest = read_index_manifest(place / INDEX)
         built_from = index_manifest["artifact_hash"]
         if built_from != artifact.content_hash:
             raise ArtifactMismatch(
@@ -73,6 +77,15 @@ class Release:
             raise ArtifactError(f"{place / GOLDEN}: missing or damaged; build the release again with farsight index")
         golden = json.loads((place / GOLDEN).read_text(encoding="utf-8"))
         return cls(place, found, artifact, index, golden, manifest.get("top_score_deciles"))
+
+
+def read_release_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a release.
+
+    Raises:
+        ArtifactError: no finished release is there.
+    """
+    return read_manifest(directory, KIND, FORMAT_VERSION, ArtifactError)
 
 
 def release_id(artifact_hash: str, index_manifest: dict[str, Any]) -> str:

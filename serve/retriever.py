@@ -20,6 +20,7 @@ from serve.index.contract import Hits
 from serve.index.on_faiss import set_search_threads
 from serve.instructions import Unanswerable
 from serve.query_cache import QueryCache
+from serve.searchers import RemoteIndex
 from serve.settings import ServeSettings
 from serve.watching import QUEUE, STAGES, RetrieverWatch
 
@@ -54,14 +55,13 @@ class Retriever:
     """
 
     def __init__(self, release: str, settings: ServeSettings) -> None:
-        """Load a release and ask its golden requests.
+        """Load a release; it answers once it has been warmed up.
 
         Args:
             release: directory.
 
         Raises:
             ArtifactError: missing, damaged or mismatched.
-            ArtifactMismatch: it answers its golden requests otherwise than when it was built.
         """
         threads = settings.replicas.torch_threads
         torch.set_num_threads(threads)
@@ -69,20 +69,29 @@ class Retriever:
         self._release = release
         self._max_in_flight = settings.queueing.max_in_flight
         self._in_flight = 0
-        self._engine = Engine.open(release, device="cuda" if settings.replicas.num_gpus else "cpu")
-        # Warms the engine up, too.
-        check_golden(self._engine, self._engine.golden)
+        device = "cuda" if settings.replicas.num_gpus else "cpu"
+        self._engine = Engine.open(release, device, None if settings.searchers is None else RemoteIndex(release))
         self._description = describe(self._engine)
         self._watch = RetrieverWatch(self._engine.release_id, self._engine.top_score_deciles)
         self._thread = ThreadPoolExecutor(1, "model", initializer=set_search_threads, initargs=(threads,))
         self._cache = QueryCache(settings.query_cache, self._engine.max_events, self._engine.needs_times)
         self._batches = Batches(self._answer_batch, settings.batching.max_batch_size)
 
+    async def warm_up(self) -> None:
+        """Ask the release's golden requests.
+
+        Raises:
+            ArtifactMismatch: it answers them otherwise than when it was built.
+        """
+        engine = self._engine
+        await asyncio.get_running_loop().run_in_executor(self._thread, check_golden, engine, engine.golden)
+
     async def retrieve(self, query: Query) -> Answer | Refusal:
         """Answer one query together with whatever else is waiting.
 
         Raises:
             Overloaded: too many are in flight.
+            SearchersLost: a part of the catalogue cannot be searched.
         """
         if self._in_flight >= self._max_in_flight:
             raise Overloaded

@@ -73,6 +73,9 @@ class IndexSettings(Settings):
     """How a release's index is built and checked."""
 
     search: IndexKind = Field(default_factory=FlatSettings, description="how the index searches")
+    shards: int = Field(
+        1, ge=1, description="parts of the catalogue, searched apart and merged; each can have searchers of its own"
+    )
     recall_k: int = Field(100, ge=1, description="items per query at which recall against exact search is measured")
     num_recall_queries: int = Field(256, ge=1, description="queries on which recall is measured")
     min_recall: float = Field(0.9, ge=0, le=1, description="share of the exact top-k below which a build is refused")
@@ -120,6 +123,15 @@ class Replicas(Holders):
         if self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
         return self
+
+
+class Searchers(Settings):
+    """Processes that each hold one shard of the index (`index.shards`), asked by every replica of the endpoint."""
+
+    replicas: int = Field(1, ge=1, description="searchers of each shard; with two, losing one is not noticed")
+    num_cpus: float = Field(1.0, ge=0, description="logical CPUs that Ray reserves for each")
+    threads: int = Field(1, ge=1, description="threads of one search")
+    max_ongoing: int = Field(16, ge=1, description="batches that one searcher is asked at a time")
 
 
 class Access(Settings):
@@ -217,6 +229,9 @@ class ServeSettings(Settings):
     )
     queueing: Queueing = Field(default_factory=Queueing, description="bounded queues")
     replicas: Replicas = Field(default_factory=Replicas, description="replicas and their scaling")
+    searchers: Searchers | None = Field(
+        None, description="where the index is: in processes of its own; null: in every replica, beside the model"
+    )
     histories: HistoriesKind | None = Field(
         default_factory=SqliteSettings, description="where the endpoint keeps what users did; null keeps nothing"
     )

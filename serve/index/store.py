@@ -2,6 +2,8 @@
 
 index.faiss          flat, ivf, hnsw: the vectors, arranged; ivfpq, binary: codes of them
 vectors.safetensors  ivfpq, binary: the vectors in fp16; matrix: in fp32
+
+An index of several shards (`index.shards`) has these in a folder for each: shard-0/, shard-1/, ...
 """
 
 from pathlib import Path
@@ -13,12 +15,13 @@ import numpy.typing as npt
 from jaxtyping import Float32
 from safetensors.numpy import load_file, save_file
 
-from data.errors import ArtifactError
+from data.errors import ArtifactError, RecipeError
 from data.storage import MANIFEST, directory_hashes, file_hash, read_manifest, write_json
 from serve.index.contract import Index
 from serve.index.on_faiss import FaissIndex, build_faiss, set_search_threads
 from serve.index.on_torch import MatrixIndex
 from serve.index.rescored import RescoredIndex, build_rescored, graph_vectors
+from serve.index.sharded import ShardedIndex, shard_sizes
 from serve.settings import (
     BinarySettings,
     FlatSettings,
@@ -44,6 +47,8 @@ _MORE_RECALL = {
     "hnsw": "raise index.search.ef_search or ef_construction, or ",
     "binary": "raise index.search.candidates_per_hit or ",
 }
+
+SHARD = "shard-{}"
 
 QuerySource = Literal["histories", "items"]
 
@@ -75,7 +80,7 @@ def write_index_directory(
             "the training run diverged: train again with a lower learning rate"
         )
     set_search_threads(settings.threads)
-    index = build_index(item_VD, settings.search)
+    index = _built(item_VD, settings)
     k = min(settings.recall_k, index.num_items)
     recall = measured_recall(index, item_VD, query_QD, k)
     if recall < settings.min_recall:
@@ -112,8 +117,42 @@ def open_index(directory: Path, device: str = "cpu") -> tuple[Index, dict[str, A
     Raises:
         ArtifactError: missing, unfinished or damaged.
     """
-    manifest = read_manifest(directory, KIND, FORMAT_VERSION, ArtifactError)
+    manifest = read_index_manifest(directory)
+    settings = IndexSettings.model_validate(manifest["settings"])
+    if settings.shards == 1:
+        _check_files(directory, manifest)
+        return _read_files(directory, settings.search, device), manifest
+    return ShardedIndex([open_shard(directory, number, device) for number in range(settings.shards)]), manifest
+
+
+def open_shard(directory: Path, number: int, device: str = "cpu") -> Index:
+    """Read one shard of an index, the others' files unread; an index that is not in shards is its own shard 0.
+
+    Raises:
+        ArtifactError: missing, unfinished or damaged.
+    """
+    manifest = read_index_manifest(directory)
+    settings = IndexSettings.model_validate(manifest["settings"])
+    if settings.shards == 1:
+        return open_index(directory, device)[0]
+    folder = SHARD.format(number)
+    _check_files(directory, manifest, f"{folder}/")
+    return _read_files(directory / folder, settings.search, device)
+
+
+def read_index_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of an index.
+
+    Raises:
+        ArtifactError: no finished index is there.
+    """
+    return read_manifest(directory, KIND, FORMAT_VERSION, ArtifactError)
+
+
+def _check_files(directory: Path, manifest: dict[str, Any], prefix: str = "") -> None:
     for name, expected in manifest["hashes"].items():
+        if not name.startswith(prefix):
+            continue
         path = directory / name
         if not path.is_file():
             raise ArtifactError(f"{path}: no such file; build the index again")
@@ -123,8 +162,17 @@ def open_index(directory: Path, device: str = "cpu") -> tuple[Index, dict[str, A
                 f"{path}: found SHA-256 {found[:12]}, expected {expected[:12]} as in {MANIFEST}; "
                 "the file was changed or cut short: build the index again"
             )
-    settings = IndexSettings.model_validate(manifest["settings"])
-    return _read_files(directory, settings.search, device), manifest
+
+
+def _built(item_VD: npt.NDArray[np.float32], settings: IndexSettings) -> Index:
+    if settings.shards == 1:
+        return build_index(item_VD, settings.search)
+    if settings.shards > len(item_VD):
+        raise RecipeError(
+            f"index.shards: found {settings.shards} with {len(item_VD)} items; expected no more than items"
+        )
+    ends = np.cumsum(shard_sizes(len(item_VD), settings.shards))[:-1]
+    return ShardedIndex([build_index(part_VD, settings.search) for part_VD in np.split(item_VD, ends)])
 
 
 def build_index(item_VD: Float32[npt.NDArray[np.float32], "V D"], settings: IndexKind) -> Index:
@@ -146,6 +194,10 @@ def build_index(item_VD: Float32[npt.NDArray[np.float32], "V D"], settings: Inde
 def write_files(index: Index, directory: Path) -> None:
     """Write the files of an index of any kind."""
     match index:
+        case ShardedIndex():
+            for number, shard in enumerate(index.shards):
+                (directory / SHARD.format(number)).mkdir()
+                write_files(shard, directory / SHARD.format(number))
         case MatrixIndex():
             save_file({VECTORS: index.vectors_VD()}, directory / VECTORS)
         case FaissIndex():
