@@ -127,16 +127,18 @@ def application(release_id: str, shard: int) -> str:
 
 def start_searchers(release: str, release_id: str, settings: Searchers) -> None:
     """Start searchers of every shard of a release, if they do not run; returns once they answer."""
-    manifest = read_index_manifest(Path(release) / INDEX)
-    for shard in range(IndexSettings.model_validate(manifest["settings"]).shards):
-        searcher = ray.serve.deployment(
-            name="searcher",
-            num_replicas=settings.replicas,
-            max_ongoing_requests=settings.max_ongoing,
-            ray_actor_options={"num_cpus": settings.num_cpus},
-        )(Searcher)
-        bound: ray.serve.Application = searcher.bind(release, shard, settings.threads)
-        ray.serve.run(bound, name=application(release_id, shard), route_prefix=None)
+    shards = IndexSettings.model_validate(read_index_manifest(Path(release) / INDEX)["settings"]).shards
+    searcher = ray.serve.deployment(
+        name="searcher",
+        num_replicas=settings.replicas,
+        max_ongoing_requests=settings.max_ongoing,
+        ray_actor_options={"num_cpus": settings.num_cpus},
+    )(Searcher)
+    targets = [
+        ray.serve.RunTarget(searcher.bind(release, shard, settings.threads), application(release_id, shard), None)
+        for shard in range(shards)
+    ]
+    ray.serve.run_many(targets)
 
 
 def stop_searchers(but_of: Sequence[str]) -> None:
