@@ -27,6 +27,8 @@ def haproxy_environment(queueing: Queueing) -> dict[str, str]:
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # Of that, not the router in the replica's event loop: searchers are asked from another thread.
+        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": f"{on_servers}\n    {rule} #",
     }
