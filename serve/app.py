@@ -38,6 +38,10 @@ HAPROXY = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
 }
+GRPC_SERVICER = "serve.grpc.farsight_pb2_grpc.add_RetrieverServicer_to_server"
+GRPC_MESSAGE_BYTES = 4 * 2**20  # gRPC's own default
+# Where Serve's gRPC proxy listens; it cannot be told otherwise.
+ANYWHERE = "0.0.0.0"
 # Serve's own lines cost throughput; the API writes one per request (`serve.watching`).
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 ACCESS_LOGGING = {"log_level": "INFO", "enable_access_log": False, "encoding": "JSON"}
@@ -76,7 +80,7 @@ def app(args: AppArguments) -> ray.serve.Application:
 def run(
     release: str, recipe: Recipe, blocking: bool = True, on_ready: Callable[[dict[str, Any]], None] | None = None
 ) -> dict[str, Any]:
-    """Serve a release over HTTP.
+    """Serve a release over HTTP, and over gRPC if `serve.grpc_port` says where.
 
     Args:
         release: directory of a release.
@@ -89,19 +93,25 @@ def run(
 
     Raises:
         ArtifactError: the release is missing, damaged or mismatched.
-        MachineError: the port is taken, or the histories cannot be kept where the recipe says.
+        MachineError: a port is taken, or the histories cannot be kept where the recipe says.
         RecipeError: wrong settings, or an endpoint beyond this machine without tokens.
     """
     settings = serve_settings(recipe)
     _check_access(settings)
     # Opened here first: an error now is one line, an error in a replica is a stack of retries.
     release_id = Release.open(release).release_id
-    _check_port(settings.host, settings.port)
+    _check_port("port", settings.host, settings.port)
     _check_histories(settings)
     if settings.haproxy:
         os.environ.update(HAPROXY)
+    http, grpc = {"host": settings.host, "port": settings.port}, None
+    if settings.grpc_port is not None:
+        _check_port("grpc_port", ANYWHERE, settings.grpc_port)
+        grpc = {"port": settings.grpc_port, "grpc_servicer_functions": [GRPC_SERVICER]}
+        # Serve's own limit of what its proxy reads, before anything of ours asks for a token, is 2 GiB.
+        os.environ["RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"] = str(max(GRPC_MESSAGE_BYTES, settings.limits.max_body_bytes))
     connect()
-    ray.serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=LOGGING)
+    ray.serve.start(http_options=http, grpc_options=grpc, logging_config=LOGGING)
     arguments = AppArguments(release=str(Path(release).resolve()), serve=settings)
     ray.serve.run(app(arguments), name=APPLICATION, route_prefix=settings.route_prefix)
     url = f"http://{settings.host}:{settings.port}{settings.route_prefix.rstrip('/')}"
@@ -148,9 +158,10 @@ def _check_access(settings: ServeSettings) -> None:
     access = settings.access
     if access.tokens_file is not None:
         Tokens(access.tokens_file)
-    elif not (access.anyone or _is_loopback(settings.host)):
+    elif not access.anyone and (settings.grpc_port is not None or not _is_loopback(settings.host)):
+        what = f"host {settings.host}" if settings.grpc_port is None else f"grpc_port {settings.grpc_port}"
         raise RecipeError(
-            f"serve.host {settings.host}: listens beyond this machine, and anyone there could ask; set "
+            f"serve.{what}: listens beyond this machine, and anyone there could ask; set "
             "serve.access.tokens_file=FILE, or serve.access.anyone=true where something in front asks who they are"
         )
 
@@ -171,15 +182,15 @@ def _check_histories(settings: ServeSettings) -> None:
         raise MachineError(f"serve.histories: {error}, or set serve.histories=null") from None
 
 
-def _check_port(host: str, port: int) -> None:
+def _check_port(setting: str, host: str, port: int) -> None:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             raise MachineError(
-                f"serve.host {host}, serve.port {port}: {error.strerror}; stop what listens there, "
-                "or serve on another port with serve.port=N"
+                f"address {host}, serve.{setting} {port}: {error.strerror}; stop what listens there, "
+                f"or serve on another port with serve.{setting}=N"
             ) from None
 
 
