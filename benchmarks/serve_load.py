@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -74,18 +74,28 @@ def main() -> None:
     publish("serve_load", figures, chosen)
 
 
+def server(side: str, release: Path, port: int) -> AbstractContextManager[Server]:
+    """One side, running."""
+    if side == "peer":
+        return started(["-m", "benchmarks.peers.hand_written_server", str(release), "--port", str(port)], port)
+    if side == "noop":
+        return started(["-m", "benchmarks.peers.noop_application", "--port", str(port)], port)
+    return endpoint(release, port, words_of(side))
+
+
+def endpoint(release: Path, port: int, words: Sequence[str]) -> AbstractContextManager[Server]:
+    """`farsight serve`, running, with these words of its recipe."""
+    return started(["-m", "cluster.cli", "serve", "--json", str(release), f"serve.port={port}", *words], port)
+
+
 @contextmanager
-def server(side: str, release: Path, port: int) -> Iterator[Server]:
-    """One side, running.
+def started(command: Sequence[str], port: int) -> Iterator[Server]:
+    """A server that Python runs.
 
     Raises:
         MachineError: it does not answer in time.
     """
     folder = Path(mkdtemp(prefix="sl", dir="/tmp" if Path("/tmp").is_dir() else None))
-    command = {
-        "peer": ["-m", "benchmarks.peers.hand_written_server", str(release), "--port", str(port)],
-        "noop": ["-m", "benchmarks.peers.noop_application", "--port", str(port)],
-    }.get(side, ["-m", "cluster.cli", "serve", "--json", str(release), f"serve.port={port}", *words_of(side)])
     # Ray's sockets have long names: a folder of its own directly under the shortest one.
     surroundings = {**os.environ, "RAY_TMPDIR": str(folder), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     with (folder / "log").open("w") as log:

@@ -34,6 +34,10 @@ APPLICATION = "farsight"
 REFUSING_ROOM = 8
 # How often a replica that is told to stop looks whether its requests are done; Serve's own 2 s only delays the end.
 DRAIN_POLL_SECONDS = 0.2
+GRPC_SERVICER = "serve.grpc.farsight_pb2_grpc.add_RetrieverServicer_to_server"
+GRPC_MESSAGE_BYTES = 4 * 2**20  # gRPC's own default
+# Where Serve's gRPC proxy listens; it cannot be told otherwise.
+ANYWHERE = "0.0.0.0"
 # Serve's own lines cost throughput; the API writes one per request (`serve.watching`).
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 ACCESS_LOGGING = {"log_level": "INFO", "enable_access_log": False, "encoding": "JSON"}
@@ -72,7 +76,7 @@ def app(args: AppArguments) -> ray.serve.Application:
 def run(
     release: str, recipe: Recipe, blocking: bool = True, on_ready: Callable[[dict[str, Any]], None] | None = None
 ) -> dict[str, Any]:
-    """Serve a release over HTTP.
+    """Serve a release over HTTP, and over gRPC if `serve.grpc_port` says where.
 
     Args:
         release: a release, as `serve.registry.find_release` finds it.
@@ -85,7 +89,7 @@ def run(
 
     Raises:
         ArtifactError: the release is missing, damaged or mismatched, or unknown to the registry.
-        MachineError: the port is taken, or the histories cannot be kept where the recipe says.
+        MachineError: a port is taken, or the histories cannot be kept where the recipe says.
         RecipeError: wrong settings, or an endpoint beyond this machine without tokens.
     """
     settings = serve_settings(recipe)
@@ -93,12 +97,18 @@ def run(
     # Opened here first: an error now is one line, an error in a replica is a stack of retries.
     found = find_release(release)
     release_id = Release.open(found).release_id
-    _check_port(settings.host, settings.port)
+    _check_port("port", settings.host, settings.port)
     _check_histories(settings)
     if settings.haproxy:
         os.environ.update(haproxy_environment(settings.queueing))
+    http, grpc = {"host": settings.host, "port": settings.port}, None
+    if settings.grpc_port is not None:
+        _check_port("grpc_port", ANYWHERE, settings.grpc_port)
+        grpc = {"port": settings.grpc_port, "grpc_servicer_functions": [GRPC_SERVICER]}
+        # Serve's own limit of what its proxy reads, before anything of ours asks for a token, is 2 GiB.
+        os.environ["RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"] = str(max(GRPC_MESSAGE_BYTES, settings.limits.max_body_bytes))
     connect()
-    ray.serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=LOGGING)
+    ray.serve.start(http_options=http, grpc_options=grpc, logging_config=LOGGING)
     start(str(found.resolve()), release_id, settings)
     record_deployment(found)
     url = f"http://{settings.host}:{settings.port}{settings.route_prefix.rstrip('/')}"
@@ -158,13 +168,20 @@ def _check_access(settings: ServeSettings) -> None:
     access = settings.access
     if access.tokens_file is not None:
         Tokens(access.tokens_file)
-    elif not access.anyone and (settings.haproxy or not _is_loopback(settings.host)):
-        # Behind HAProxy a replica's own port is open on every interface, for the HAProxy of other nodes.
-        what = "serve.haproxy=true" if settings.haproxy else f"serve.host {settings.host}"
+    elif not access.anyone and (what := _beyond_this_machine(settings)) is not None:
         raise RecipeError(
-            f"{what}: listens beyond this machine, and anyone there could ask; set "
+            f"serve.{what}: listens beyond this machine, and anyone there could ask; set "
             "serve.access.tokens_file=FILE, or serve.access.anyone=true where something in front asks who they are"
         )
+
+
+def _beyond_this_machine(settings: ServeSettings) -> str | None:
+    """The setting by which others than this machine's own programs reach the endpoint."""
+    if settings.haproxy:
+        return "haproxy=true"  # a replica's own port is then open on every interface, for the HAProxy of other nodes
+    if settings.grpc_port is not None:
+        return f"grpc_port {settings.grpc_port}"
+    return None if _is_loopback(settings.host) else f"host {settings.host}"
 
 
 def _is_loopback(host: str) -> bool:
@@ -183,15 +200,15 @@ def _check_histories(settings: ServeSettings) -> None:
         raise MachineError(f"serve.histories: {error}, or set serve.histories=null") from None
 
 
-def _check_port(host: str, port: int) -> None:
+def _check_port(setting: str, host: str, port: int) -> None:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             raise MachineError(
-                f"serve.host {host}, serve.port {port}: {error.strerror}; stop what listens there, "
-                "or serve on another port with serve.port=N"
+                f"address {host}, serve.{setting} {port}: {error.strerror}; stop what listens there, "
+                f"or serve on another port with serve.{setting}=N"
             ) from None
 
 

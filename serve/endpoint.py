@@ -2,9 +2,12 @@
 
 import ray.serve
 from fastapi import FastAPI
+from ray.serve.grpc_util import RayServegRPCContext
 
 from serve.api import create_api
 from serve.description import Description
+from serve.grpc.calls import add_events, retrieve
+from serve.grpc.farsight_pb2 import EventsRequest, EventsResponse, RetrieveRequest, RetrieveResponse
 from serve.histories.store import open_histories
 from serve.retriever import Ready, Retriever
 from serve.settings import ServeSettings
@@ -17,15 +20,23 @@ class Endpoint:
     """
 
     async def __init__(self, release: str, settings: ServeSettings) -> None:  # type: ignore[misc]  # Serve awaits it
-        self._settings = settings
         self._retriever = Retriever(release, settings)
         await self._retriever.warm_up()
+        kept = settings.histories
+        store = None if kept is None else open_histories(kept)
+        self._api = create_api(self._retriever.retrieve, settings, store, self.ready, self._describe)
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # the name that Serve looks for
-        kept = self._settings.histories
-        store = None if kept is None else open_histories(kept)
-        retriever = self._retriever
-        return create_api(retriever.retrieve, self._settings, store, self.ready, self._describe)
+        return self._api
+
+    # The names and the argument that Serve's gRPC proxy looks for (serve/grpc/farsight.proto).
+    async def Retrieve(self, request: RetrieveRequest, grpc_context: RayServegRPCContext) -> RetrieveResponse:
+        """The best items for a history."""
+        return await retrieve(self._api, request, grpc_context)
+
+    async def AddEvents(self, request: EventsRequest, grpc_context: RayServegRPCContext) -> EventsResponse:
+        """Remember what users did."""
+        return await add_events(self._api, request, grpc_context)
 
     async def ready(self) -> Ready:
         """What is served, once a golden request is answered."""

@@ -5,6 +5,7 @@
 | 200 | answered; `fallback` says if the model had nothing to go by |
 | 400 | the body is not JSON |
 | 401 | no token of this endpoint; see `serve.access` |
+| 404, 405 | there is no such path; the path has other methods, which `Allow` names |
 | 413 | the body is larger than `limits.max_body_bytes` |
 | 422 | a field is missing, malformed or past a limit; the answer names it |
 | 429 | more requests of this token than its rate; see `Retry-After` |
@@ -20,6 +21,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from serve.histories.contract import HistoriesUnavailable
 from serve.schemas import BadRequest, Problem, Problems
@@ -27,6 +29,9 @@ from serve.schemas import BadRequest, Problem, Problems
 logger = logging.getLogger(__name__)
 
 ASK_AGAIN = "ask again after the seconds in Retry-After"
+# Named in an answer; a body can have as many misspelt names as it has room for.
+MAX_PROBLEMS = 100
+METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 STATUSES = (400, 401, 413, 422, 429, 500, 503, 504)
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": Problems, "description": HTTPStatus(status).phrase} for status in STATUSES
@@ -69,7 +74,9 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     found = error.errors()
     if any(problem["type"] == "json_invalid" for problem in found):
         return problem(400, "", "the body is not valid JSON")
-    return _body(422, [Problem(field=_field(problem["loc"]), message=problem["msg"]) for problem in found])
+    return _body(
+        422, [Problem(field=_field(problem["loc"]), message=problem["msg"]) for problem in found[:MAX_PROBLEMS]]
+    )
 
 
 async def _on_bad_request(request: Request, error: Exception) -> Response:
@@ -86,7 +93,14 @@ async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     response = problem(error.status_code, "", str(error.detail))
     response.headers.update(error.headers or {})
+    if "allow" in response.headers:  # Starlette knows one route of a path here, and a path may have several
+        response.headers["Allow"] = ", ".join(method for method in METHODS if _is_allowed(request, method))
     return response
+
+
+def _is_allowed(request: Request, method: str) -> bool:
+    scope = {**request.scope, "method": method}
+    return any(route.matches(scope)[0] == Match.FULL for route in request.app.routes)
 
 
 async def _on_defect(request: Request, error: Exception) -> Response:

@@ -1,7 +1,7 @@
 """Bodies of the API, and the checks that need the application's limits."""
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
@@ -17,6 +17,11 @@ MAX_TIME = 32_503_680_000
 Name = Annotated[StrictStr, Field(min_length=1, max_length=256)]
 Id = Name | Annotated[StrictInt, Field(ge=-(2**63), le=2**63 - 1)]
 Seconds = Annotated[StrictInt, Field(ge=0, le=MAX_TIME, description="seconds since 1970, UTC")]
+
+
+Element = TypeVar("Element")
+# Checked up to the first element that is wrong: a body of a mebibyte can hold 300,000, and to name each takes seconds.
+Many = Annotated[list[Element], Field(fail_fast=True)]
 
 
 class Body(BaseModel):
@@ -36,7 +41,7 @@ class Event(Body):
 class Condition(Body):
     """What a part of the answer should be: of one of these categories or pools, or like what the user has had most."""
 
-    any_of: list[Name] = Field(
+    any_of: Many[Name] = Field(
         default_factory=list, description="names of categories or pools; each gets an equal part of the weight"
     )
     own_top: Annotated[StrictInt, Field(ge=1)] | None = Field(
@@ -49,7 +54,7 @@ class Condition(Body):
 class RetrieveRequest(Body):
     """What is asked for."""
 
-    history: list[Event] | None = Field(
+    history: Many[Event] | None = Field(
         None, description="the user's events; sorted by time, and without times they stand oldest first"
     )
     user_id: Id | None = Field(
@@ -59,8 +64,8 @@ class RetrieveRequest(Body):
     k: Annotated[StrictInt, Field(ge=1)] = Field(10, description="items wanted")
     request_time: Seconds | None = Field(None, description="when the answer will be shown; now if left out")
     exclude_seen: StrictBool = Field(True, description="leave out every item of the whole history")
-    exclude_item_ids: list[Id] = Field(default_factory=list, description="further items to leave out")
-    conditions: list[Condition] = Field(
+    exclude_item_ids: Many[Id] = Field(default_factory=list, description="further items to leave out")
+    conditions: Many[Condition] = Field(
         default_factory=list, description="what the answer should satisfy; their lists are merged by weight"
     )
     deadline_ms: Annotated[StrictInt, Field(ge=1)] | None = Field(
@@ -103,7 +108,7 @@ class UserEvent(Body):
 class EventsRequest(Body):
     """What happened."""
 
-    events: list[UserEvent]
+    events: Many[UserEvent]
 
 
 class EventsResponse(Body):

@@ -205,13 +205,20 @@ HistoriesKind = Annotated[SqliteSettings | RedisSettings, Field(discriminator="k
 
 
 class ServeSettings(Settings):
-    """The serving application. `host`, `port` and `route_prefix` belong to Serve itself: a Serve config
-    file states them in its own fields.
+    """The serving application. `host`, `port`, `route_prefix` and `grpc_port` belong to Serve itself: a
+    Serve config file states them in its own fields.
     """
 
     host: str = Field("127.0.0.1", description="address that the HTTP proxy listens on; loopback unless stated")
     port: int = Field(8000, ge=1, le=65_535, description="TCP port of the HTTP proxy")
     route_prefix: str = Field("/", pattern=r"^/", description="path under which the application answers")
+    grpc_port: int | None = Field(
+        None,
+        ge=1,
+        le=65_535,
+        description="TCP port of Serve's gRPC proxy, which listens on every address of the machine, whatever `host` "
+        "says, and so wants tokens or serve.access.anyone=true; null: no gRPC",
+    )
     haproxy: bool = Field(
         False,
         description="take requests through HAProxy, which comes with Ray, straight to the replicas; for a local Ray: "

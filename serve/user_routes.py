@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Response
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from serve.histories.contract import HistoryStore
 from serve.problems import RESPONSES
@@ -48,8 +49,16 @@ class Histories:
         return self._store
 
 
+class AnyPath(PathConvertor):
+    """The rest of a path, line feeds too. Starlette's own stops there: `ann%0A` would be ann."""
+
+    regex = "(?s:.*)"
+
+
 def user_routes(histories: Histories, limits: Limits) -> APIRouter:
     """Routes that write, show and remove what is stored of users."""
+    # In the place of Starlette's own, because Serve's proxy reads the routes as well and knows no other name.
+    register_url_convertor("path", AnyPath())
     routes = APIRouter(prefix="/v1", responses=RESPONSES)
 
     @routes.post("/events", response_model=EventsResponse)

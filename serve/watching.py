@@ -4,6 +4,7 @@ Ray exports the metrics of every process on a node (`ray metrics` port, names wi
 deployment and the replica as tags; docs/serving.md lists them.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,8 @@ SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 
 BATCH_SIZES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0]
 QUEUE = "queue"  # of a request, until its batch begins
 STAGES = ("encode", "search", "merge")  # of a batch
+# Status, in nobody's standard but in common use, of a request that nobody waits for any more.
+CLIENT_LEFT = 499
 # Path of what no route answers, so that a scan of paths makes no series of its own.
 NO_ROUTE = "other"
 
@@ -54,6 +57,9 @@ class RequestWatch:
 
         try:
             await self._app(scope, receive, watched)
+        except asyncio.CancelledError:
+            status = CLIENT_LEFT
+            raise
         finally:
             seconds = time.perf_counter() - started
             path = getattr(scope.get("route"), "path", NO_ROUTE)

@@ -45,6 +45,9 @@ def test_a_taken_port_is_refused_before_anything_starts(release: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(MachineError, match=rf"serve.port {port}: .* serve on another port"):
             run(str(release), {"serve": {"port": port}}, blocking=False)
+        words = {"port": free_port(), "grpc_port": port, "access": {"anyone": True}, "histories": None}
+        with pytest.raises(MachineError, match=rf"serve.grpc_port {port}: .* with serve.grpc_port=N"):
+            run(str(release), {"serve": words}, blocking=False)
 
 
 def test_an_endpoint_beyond_this_machine_needs_tokens_or_a_word(tmp_path: Path) -> None:
@@ -54,6 +57,8 @@ def test_an_endpoint_beyond_this_machine_needs_tokens_or_a_word(tmp_path: Path) 
     for beyond in ({"host": "0.0.0.0"}, {"host": "::"}, {"host": "example.org"}, {"haproxy": True}):
         with pytest.raises(RecipeError, match=r"serve.access.tokens_file=FILE, or serve.access.anyone=true"):
             start(**beyond)
+    with pytest.raises(RecipeError, match=r"serve.grpc_port 9000: listens beyond this machine"):
+        start(grpc_port=9000)
     with pytest.raises(RecipeError, match=r"tokens: No such file"):
         start(host="0.0.0.0", access={"tokens_file": str(tmp_path / "no" / "tokens")})
 
