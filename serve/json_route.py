@@ -24,8 +24,11 @@ class JsonRoute(APIRoute):
             if not http.headers.get("content-type", "").startswith("application/json"):
                 # A page of another origin may send other kinds without being asked whether it may.
                 raise RequestValidationError([_wrong("content-type", "expected application/json")])
+            content = await http.body()
+            if not content:
+                raise RequestValidationError([_wrong("body", "Field required")])
             try:
-                body = kind.model_validate_json(await http.body())
+                body = kind.model_validate_json(content)
             except ValidationError as error:
                 raise RequestValidationError(error.errors(include_url=False, include_input=False)) from None
             return await answer(body, http)
