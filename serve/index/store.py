@@ -124,7 +124,7 @@ def open_index(directory: Path, device: str = "cpu") -> tuple[Index, dict[str, A
                 "the file was changed or cut short: build the index again"
             )
     settings = IndexSettings.model_validate(manifest["settings"])
-    return _read_files(directory, settings.search, device), manifest
+    return read_files(directory, settings.search, device), manifest
 
 
 def build_index(item_VD: Float32[npt.NDArray[np.float32], "V D"], settings: IndexKind) -> Index:
@@ -157,7 +157,8 @@ def write_files(index: Index, directory: Path) -> None:
                 save_file({VECTORS: index.vectors_VD}, directory / VECTORS)
 
 
-def _read_files(directory: Path, settings: IndexKind, device: str) -> Index:
+def read_files(directory: Path, settings: IndexKind, device: str = "cpu") -> Index:
+    """Read what `write_files` wrote of these settings; unlike `open_index` it trusts the files."""
     on_faiss = str(directory / ON_FAISS)
     match settings:
         case FlatSettings() | IvfSettings():
