@@ -68,8 +68,7 @@ class RescoredIndex:
         for attempt in range(attempts):
             if not k or not len(open_Q):
                 break
-            rows_QC = self._candidates(query_QD[open_Q], k, 2**attempt, allowed_V)
-            hits = ordered_hits(rows_QC, self._scores(query_QD[open_Q], rows_QC), k)
+            hits = ordered_hits(*self._candidates(query_QD[open_Q], k, 2**attempt, allowed_V), k)
             rows_QK[open_Q], scores_QK[open_Q] = hits.rows_QK, hits.scores_QK
             open_Q = open_Q[hits.rows_QK[:, -1] == PAD_ROW]
         if k and len(open_Q):
@@ -80,16 +79,18 @@ class RescoredIndex:
 
     def _candidates(
         self, query_QD: npt.NDArray[np.float32], k: int, effort: int, allowed_V: npt.NDArray[np.bool_] | None
-    ) -> npt.NDArray[np.int64]:
-        """Rows, [Q, C]; 0 where nothing was found."""
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Rows and scores, [Q, C]; row 0 where nothing was found."""
         depth = min(k * getattr(self._settings, "candidates_per_hit", 1), self.num_items)
         parameters = self._parameters(depth, effort)
         if allowed_V is not None:
             parameters.sel = selector(allowed_V)
         queries = signs(query_QD) if isinstance(self._settings, BinarySettings) else query_QD
-        _, positions_QC = self.faiss_index.search(queries, depth, params=parameters)
-        rows_QC: npt.NDArray[np.int64] = positions_QC.astype(np.int64) + 1
-        return rows_QC
+        scores_QC, rows_QC = self.faiss_index.search(queries, depth, params=parameters)
+        rows_QC += 1  # positions become rows, and -1 (nothing found) row 0
+        if isinstance(self._settings, HnswSettings):  # a graph compares whole vectors: its scores are exact
+            return rows_QC, scores_QC
+        return rows_QC, self._scores(query_QD, rows_QC)
 
     def _parameters(self, depth: int, effort: int) -> faiss.SearchParameters:
         match self._settings:
