@@ -175,8 +175,8 @@ def _speeds(
 ) -> dict[str, dict[str, float]]:
     """Queries per second, and our time over FAISS's, of rounds in which all take a turn."""
     ways = {name: _way(_search(index), query_QD) for name, index in indexes.items()}
-    direct = {name: way for name, index in indexes.items() if (way := _direct(index))}
-    ways |= {f"{name} direct": _way(search, query_QD) for name, search in direct.items()}
+    straight = {name: way for name, index in indexes.items() if (way := direct(index))}
+    ways |= {f"{name} direct": _way(search, query_QD) for name, search in straight.items()}
     ways |= {name: _peer_way(of) for name, of in peers.items()}
     took: dict[str, list[dict[int, float]]] = {name: [] for name in ways}
     for number in range(rounds + 1):
@@ -189,7 +189,7 @@ def _speeds(
         speeds = {name: 1 / statistics.median(one[batch] for one in of) for name, of in took.items()}
         for name in found:
             found[name][f"queries_per_second_{batch}"] = speeds[name]
-        for name in direct:
+        for name in straight:
             pairs = zip(took[name], took[f"{name} direct"], strict=True)
             found[name][f"direct_queries_per_second_{batch}"] = speeds[f"{name} direct"]
             found[name][f"overhead_{batch}"] = statistics.median(ours[batch] / theirs[batch] for ours, theirs in pairs)
@@ -208,7 +208,7 @@ def _search(index: Index, allowed_V: npt.NDArray[np.bool_] | None = None) -> Sea
     return lambda query_QD: index.search(query_QD, K, allowed_V)
 
 
-def _direct(index: Index) -> Search | None:
+def direct(index: Index) -> Search | None:
     """FAISS on the same index with the same effort, if it does all that the kind does."""
     match index:
         case FaissIndex():  # its probes are part of it
@@ -234,15 +234,15 @@ def _filtered(index: Index, query_QD: Vectors, selectivity: float, rounds: int) 
 
 def _by_probes(index: FaissIndex, query_QD: Vectors, best_QK: Rows, rounds: int) -> dict[int, dict[str, float]]:
     """Recall and speed of an ivf index by the lists that a query looks into."""
-    usual, found = index.faiss_index.nprobe, {}
+    found = {}
     for probes in PROBES:
         if probes > index.faiss_index.nlist:
             break
         index.faiss_index.nprobe = probes
-        seconds = statistics.median(seconds_per_query(_search(index), query_QD, 64) for _ in range(rounds))
-        recall = _recall(best_QK, index.search(query_QD, K).rows_QK)
+        looking = FaissIndex(index.faiss_index)
+        seconds = statistics.median(seconds_per_query(_search(looking), query_QD, 64) for _ in range(rounds))
+        recall = _recall(best_QK, looking.search(query_QD, K).rows_QK)
         found[probes] = {f"recall@{K}": recall, "queries_per_second_64": 1 / seconds}
-    index.faiss_index.nprobe = usual
     return found
 
 

@@ -10,6 +10,7 @@ before each round, its end to finish.
 import argparse
 import importlib
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -157,12 +158,14 @@ def timed_build(build: Callable[[], object]) -> dict[str, float]:
 
 
 def seconds_per_query(search: Callable[[Vectors], object], query_QD: Vectors, batch: int) -> float:
-    """Processor seconds that a query took in a round of batches."""
-    query_QD = query_QD[: ROUND_QUERIES[batch]]
-    began = time.process_time()
-    for start in range(0, len(query_QD), batch):
-        search(query_QD[start : start + batch])
-    return (time.process_time() - began) / len(query_QD)
+    """Processor seconds that a query takes in a batch, the median over a round's batches."""
+    took = []
+    for start in range(0, min(ROUND_QUERIES[batch], len(query_QD)), batch):
+        queries = query_QD[start : start + batch]
+        began = time.process_time()
+        search(queries)
+        took.append((time.process_time() - began) / len(queries))
+    return statistics.median(took)
 
 
 def _say(kind: str, **row: object) -> None:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from jaxtyping import Float32
 
 from data.vocabulary import PAD_ROW
-from serve.index.contract import Hits, ordered_hits
+from serve.index.contract import Hits, hits_as_found, none_found, ordered_hits
 
 # Candidates fetched beyond k: enough to see whether scores are equal around the cut, which is rare.
 TIE_MARGIN = 1
@@ -32,19 +32,18 @@ def search_deeper(
 
     Args:
         candidates: given queries, a depth and probes, the `depth` best rows of each with their exact
-            scores, best first; row 0 and at most the lowest float where there are fewer.
+            scores, best first; row 0 where there are fewer, and one score for all of these, below any item's.
         num_allowed: items that may be found.
         probes: parts of the index that a query looks into at first.
         max_probes: all parts of the index.
     """
     k = min(k, num_allowed)
     if not k or not len(query_QD):
-        return Hits(np.zeros((len(query_QD), k), np.int64), np.zeros((len(query_QD), k), np.float32))
+        return none_found(len(query_QD), k)
     depth = min(k + TIE_MARGIN, num_allowed)
     rows_QC, scores_QC = candidates(query_QD, depth, probes)
-    # The usual case: scores fall from each of the first k to the next one, so none is missing and none are tied.
-    if depth > k and (scores_QC[:, :k] > scores_QC[:, 1 : k + 1]).all():
-        return Hits(rows_QC[:, :k], scores_QC[:, :k])
+    if usual := hits_as_found(rows_QC, scores_QC, k):
+        return usual
     best = hits = ordered_hits(rows_QC, scores_QC, k)
     open_Q = np.arange(len(query_QD))
     while True:
