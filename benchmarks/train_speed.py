@@ -159,10 +159,10 @@ def _race(chosen: Namespace, python: Path, histories: Histories) -> tuple[list[O
     with Peer(python, module, arguments, threads=chosen.threads, log=chosen.out / "peer.log") as peer:
         for _ in range(chosen.rounds):
             ours.append(_run_ours(chosen, len(ours)))
-            rows.append(peer.epoch())
+            rows.append(peer.turn("epoch"))
             _tell(ours, rows)
         while seconds_to(peer_curve(rows, 0.0), chosen.ndcg) is None and _has_time(rows, chosen.peer_minutes):
-            rows.append(peer.epoch())
+            rows.append(peer.turn("epoch"))
             _tell(ours, rows)
         ready = {**peer.ready, "set_up_seconds": peer.set_up_seconds}
     ours.append(_run_ours(chosen, len(ours)))

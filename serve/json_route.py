@@ -16,7 +16,8 @@ class JsonRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See `APIRoute`; the description of the API is made from the function's signature, as always."""
-        assert self.body_field is not None  # of the body's annotation
+        if self.body_field is None:
+            return super().get_route_handler()
         kind: type[BaseModel] = self.body_field.field_info.annotation  # type: ignore[assignment]
         answer: Callable[[Any, Request], Coroutine[Any, Any, Response]] = self.endpoint
 

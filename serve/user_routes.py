@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from starlette.convertors import PathConvertor, register_url_convertor
 
 from serve.histories.contract import HistoryStore
+from serve.json_route import JsonRoute
 from serve.problems import RESPONSES
 from serve.schemas import (
     BadRequest,
@@ -59,10 +60,10 @@ def user_routes(histories: Histories, limits: Limits) -> APIRouter:
     """Routes that write, show and remove what is stored of users."""
     # In the place of Starlette's own, because Serve's proxy reads the routes as well and knows no other name.
     register_url_convertor("path", AnyPath())
-    routes = APIRouter(prefix="/v1", responses=RESPONSES)
+    routes = APIRouter(prefix="/v1", responses=RESPONSES, route_class=JsonRoute)
 
     @routes.post("/events", response_model=EventsResponse)
-    async def events(request: EventsRequest) -> Response:
+    async def events(request: EventsRequest, http: Request) -> Response:
         """Remember what users did. Sending the same events again changes nothing."""
         by_user = to_stored(request, limits, int(time.time()))
         found = await histories.call(histories.store.append, by_user)

@@ -126,7 +126,7 @@ def test_monsters_are_refused_for_what_they_are(send: Send, route: str) -> None:
         (f"{member}NaN}}".encode(), 422),
         (f'{member}[{{"item_id": "{MEBIBYTE[:-100]}"}}]}}'.encode(), 422),
         (f'{member}[{{"item_id": "{MEBIBYTE}"}}]}}'.encode(), 413),
-        (f'{member}[{{"item_id": "\\ud800", "user_id": "\\udfff"}}]}}'.encode(), 422),
+        (f'{member}[{{"item_id": "\\ud800", "user_id": "\\udfff"}}]}}'.encode(), 400),
         (f"{member}[{'{},' * 200_000}{{}}]}}".encode(), 422),
         (json.dumps(dict.fromkeys(map(str, range(60_000)))).encode(), 422),
     ):

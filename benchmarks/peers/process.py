@@ -49,7 +49,7 @@ def peer_python(name: str, folder: Path) -> Path:
 
 
 class Peer:
-    """A peer that trains one epoch whenever it is asked to; a context that ends it.
+    """A peer that takes a turn, an epoch or a round of searches, whenever it is asked to; a context that ends it.
 
     Args:
         module: run by the peer's interpreter with `python -m`, from the root of this tree.
@@ -88,16 +88,16 @@ class Peer:
         self._process.kill()
         self._process.communicate()
 
-    def epoch(self) -> dict[str, Any]:
-        """Let it train one epoch, and wait for its figures.
+    def turn(self, kind: str) -> dict[str, Any]:
+        """Let it do its `kind` of work once, and wait for its figures.
 
         Raises:
             MachineError: the process ended.
         """
         assert self._process.stdin is not None  # a pipe, as asked for above
-        self._process.stdin.write("epoch\n")
+        self._process.stdin.write(f"{kind}\n")
         self._process.stdin.flush()
-        return self._next("epoch")
+        return self._next(kind)
 
     def _next(self, kind: str) -> dict[str, Any]:
         assert self._process.stdout is not None

@@ -49,13 +49,32 @@ class Index(Protocol):
         ...
 
 
+def none_found(num_queries: int, k: int) -> Hits:
+    """No item for any query."""
+    return Hits(np.full((num_queries, k), PAD_ROW, np.int64), np.full((num_queries, k), -np.inf, np.float32))
+
+
+def hits_as_found(
+    rows_QC: Int64[npt.NDArray[np.int64], "Q C"], scores_QC: Float32[npt.NDArray[np.float32], "Q C"], k: int
+) -> Hits | None:
+    """The first k candidates, given best first, where nothing is left to order: the usual case, told apart quickly.
+
+    Scores that fall from each of the k to the next candidate are neither tied nor those of missing items, which are
+    all alike. None otherwise.
+    """
+    if scores_QC.shape[1] > k and (scores_QC[:, :k] > scores_QC[:, 1 : k + 1]).all():
+        return Hits(rows_QC[:, :k], scores_QC[:, :k])
+    return None
+
+
 def ordered_hits(
     rows_QC: Int64[npt.NDArray[np.int64], "Q C"], scores_QC: Float32[npt.NDArray[np.float32], "Q C"], k: int
 ) -> Hits:
     """The k best of C candidates per query, in the order that `Hits` promises.
 
-    Candidates without an item have row 0; their score does not matter.
+    Candidates without an item have row 0; their score does not matter. A score of NaN is that of no item.
     """
+    rows_QC = np.where(np.isnan(scores_QC), PAD_ROW, rows_QC)
     scores_QC = np.where(rows_QC == PAD_ROW, -np.inf, scores_QC).astype(np.float32)
     # Row 0 is smaller than any item's; it must lose its ties.
     tie_QC = np.where(rows_QC == PAD_ROW, np.iinfo(np.int64).max, rows_QC)

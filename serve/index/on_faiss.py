@@ -1,6 +1,7 @@
 """`flat` and `ivf` indexes on CPU FAISS."""
 
 import math
+from functools import partial
 
 import faiss
 import numpy as np
@@ -17,20 +18,14 @@ MIN_ITEMS_PER_LIST = 39
 
 
 class FaissIndex:
-    """A FAISS index whose vector at position p is item row p + 1."""
+    """A FAISS index whose vector at position p is item row p + 1; it must not change any more."""
 
     def __init__(self, index: faiss.Index) -> None:
         self.faiss_index = index
-
-    @property
-    def num_items(self) -> int:
-        """Items in the index."""
-        return int(self.faiss_index.ntotal)
-
-    @property
-    def width(self) -> int:
-        """D of the vectors."""
-        return int(self.faiss_index.d)
+        # Asked of FAISS once: the answers cost a search of one query more than its ordering does.
+        self.num_items, self.width = int(index.ntotal), int(index.d)
+        self._has_lists = isinstance(index, faiss.IndexIVF)
+        self._probes, self._num_lists = int(index.nprobe) if self._has_lists else 1, num_lists_of(index)
 
     def search(
         self,
@@ -42,29 +37,26 @@ class FaissIndex:
 
         An ivf query whose probed lists hold fewer than k items is searched in twice as many lists.
         """
-        num_allowed = self.num_items if allowed_V is None else int(allowed_V.sum())
         return search_deeper(
-            lambda queries, depth, probes: self._candidates(queries, depth, probes, allowed_V),
+            partial(self._candidates, allowed_V=allowed_V),
             np.ascontiguousarray(query_QD, np.float32),
             k,
-            num_allowed,
-            probes=int(self.faiss_index.nprobe) if isinstance(self.faiss_index, faiss.IndexIVF) else 1,
-            max_probes=num_lists_of(self.faiss_index),
+            self.num_items if allowed_V is None else int(allowed_V.sum()),
+            probes=self._probes,
+            max_probes=self._num_lists,
         )
 
     def _candidates(
-        self, query_QD: npt.NDArray[np.float32], depth: int, probes: int, allowed_V: npt.NDArray[np.bool_] | None
+        self, query_QD: npt.NDArray[np.float32], depth: int, probes: int, *, allowed_V: npt.NDArray[np.bool_] | None
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        parameters = faiss.SearchParameters()
-        if isinstance(self.faiss_index, faiss.IndexIVF):
-            parameters = in_lists = faiss.IVFSearchParameters()
-            in_lists.nprobe = probes
+        parameters = None  # as the index is set
+        if allowed_V is not None or probes != self._probes:
+            parameters = faiss.IVFSearchParameters(nprobe=probes) if self._has_lists else faiss.SearchParameters()
         if allowed_V is not None:
             parameters.sel = selector(allowed_V)
-        scores_QC, positions_QC = self.faiss_index.search(query_QD, depth, params=parameters)
-        # Position -1 (nothing found) becomes row 0.
-        rows_QC = positions_QC.astype(np.int64) + 1
-        return rows_QC, np.where(rows_QC == 0, -np.inf, scores_QC).astype(np.float32)
+        scores_QC, rows_QC = self.faiss_index.search(query_QD, depth, params=parameters)
+        rows_QC += 1  # positions become rows, and -1 (nothing found) row 0
+        return rows_QC, scores_QC
 
 
 def build_faiss(item_VD: Float32[npt.NDArray[np.float32], "V D"], settings: FlatSettings | IvfSettings) -> FaissIndex:

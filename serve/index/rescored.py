@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float32
 
 from data.errors import RecipeError
 from data.vocabulary import PAD_ROW
-from serve.index.contract import Hits, ordered_hits
+from serve.index.contract import Hits, hits_as_found, none_found, ordered_hits
 from serve.index.on_faiss import checked_num_lists, num_lists_of, selector
 from serve.settings import BinarySettings, HnswSettings, IvfPqSettings
 
@@ -40,6 +40,7 @@ class RescoredIndex:
         self.faiss_index: Any = index  # the two classes share a search, and no base
         self.vectors_VD = vectors_VD
         self._settings = settings
+        self._scores_are_exact = isinstance(settings, HnswSettings)  # a graph compares the vectors themselves
 
     @property
     def num_items(self) -> int:
@@ -61,35 +62,43 @@ class RescoredIndex:
         query_QD = np.ascontiguousarray(query_QD, np.float32)
         num_allowed = self.num_items if allowed_V is None else int(allowed_V.sum())
         k = min(k, num_allowed)
-        rows_QK = np.zeros((len(query_QD), k), np.int64)
-        scores_QK = np.full((len(query_QD), k), -np.inf, np.float32)
-        open_Q = np.flatnonzero(np.isfinite(query_QD).all(axis=1))
-        attempts = 0 if num_allowed <= EXACT_ITEMS and allowed_V is not None else MAX_DOUBLINGS + 1
-        for attempt in range(attempts):
-            if not k or not len(open_Q):
+        few = allowed_V is not None and num_allowed <= EXACT_ITEMS
+        if few or not k:
+            best = none_found(len(query_QD), k)
+        else:
+            found = self._candidates(query_QD, k, 1, allowed_V)
+            if self._scores_are_exact and (usual := hits_as_found(*found, k)):
+                return usual
+            best = ordered_hits(*found, k)
+        # NaN queries find nothing anywhere; they must not keep the search going.
+        open_Q = np.flatnonzero((best.rows_QK[:, -1:] == PAD_ROW).any(axis=1) & np.isfinite(query_QD).all(axis=1))
+        for attempt in range(1, 1 if few else MAX_DOUBLINGS + 1):
+            if not len(open_Q):
                 break
-            rows_QC = self._candidates(query_QD[open_Q], k, 2**attempt, allowed_V)
-            hits = ordered_hits(rows_QC, self._scores(query_QD[open_Q], rows_QC), k)
-            rows_QK[open_Q], scores_QK[open_Q] = hits.rows_QK, hits.scores_QK
+            hits = ordered_hits(*self._candidates(query_QD[open_Q], k, 2**attempt, allowed_V), k)
+            best.rows_QK[open_Q], best.scores_QK[open_Q] = hits.rows_QK, hits.scores_QK
             open_Q = open_Q[hits.rows_QK[:, -1] == PAD_ROW]
-        if k and len(open_Q):
+        if len(open_Q):
             rows_A = np.arange(1, self.num_items + 1) if allowed_V is None else np.flatnonzero(allowed_V) + 1
             hits = self._exact(query_QD[open_Q], k, rows_A)
-            rows_QK[open_Q], scores_QK[open_Q] = hits.rows_QK, hits.scores_QK
-        return Hits(rows_QK, scores_QK)
+            best.rows_QK[open_Q], best.scores_QK[open_Q] = hits.rows_QK, hits.scores_QK
+        return best
 
     def _candidates(
         self, query_QD: npt.NDArray[np.float32], k: int, effort: int, allowed_V: npt.NDArray[np.bool_] | None
-    ) -> npt.NDArray[np.int64]:
-        """Rows, [Q, C]; 0 where nothing was found."""
-        depth = min(k * getattr(self._settings, "candidates_per_hit", 1), self.num_items)
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Rows and scores, [Q, C]; row 0 where nothing was found."""
+        # One beyond k, so that equal scores around the cut are seen.
+        depth = min(max(k * getattr(self._settings, "candidates_per_hit", 1), k + 1), self.num_items)
         parameters = self._parameters(depth, effort)
         if allowed_V is not None:
             parameters.sel = selector(allowed_V)
         queries = signs(query_QD) if isinstance(self._settings, BinarySettings) else query_QD
-        _, positions_QC = self.faiss_index.search(queries, depth, params=parameters)
-        rows_QC: npt.NDArray[np.int64] = positions_QC.astype(np.int64) + 1
-        return rows_QC
+        scores_QC, rows_QC = self.faiss_index.search(queries, depth, params=parameters)
+        rows_QC += 1  # positions become rows, and -1 (nothing found) row 0
+        if self._scores_are_exact:
+            return rows_QC, scores_QC
+        return rows_QC, self._scores(query_QD, rows_QC)
 
     def _parameters(self, depth: int, effort: int) -> faiss.SearchParameters:
         match self._settings:

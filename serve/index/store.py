@@ -121,7 +121,7 @@ def open_index(directory: Path, device: str = "cpu") -> tuple[Index, dict[str, A
     settings = IndexSettings.model_validate(manifest["settings"])
     if settings.shards == 1:
         _check_files(directory, manifest)
-        return _read_files(directory, settings.search, device), manifest
+        return read_files(directory, settings.search, device), manifest
     return ShardedIndex([open_shard(directory, number, device) for number in range(settings.shards)]), manifest
 
 
@@ -137,7 +137,7 @@ def open_shard(directory: Path, number: int, device: str = "cpu") -> Index:
         return open_index(directory, device)[0]
     folder = SHARD.format(number)
     _check_files(directory, manifest, f"{folder}/")
-    return _read_files(directory / folder, settings.search, device)
+    return read_files(directory / folder, settings.search, device)
 
 
 def read_index_manifest(directory: Path) -> dict[str, Any]:
@@ -209,7 +209,8 @@ def write_files(index: Index, directory: Path) -> None:
                 save_file({VECTORS: index.vectors_VD}, directory / VECTORS)
 
 
-def _read_files(directory: Path, settings: IndexKind, device: str) -> Index:
+def read_files(directory: Path, settings: IndexKind, device: str = "cpu") -> Index:
+    """Read what `write_files` wrote of these settings; unlike `open_index` it trusts the files."""
     on_faiss = str(directory / ON_FAISS)
     match settings:
         case FlatSettings() | IvfSettings():
