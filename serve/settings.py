@@ -88,6 +88,7 @@ class Limits(Settings):
     max_events: int = Field(1_000, ge=1, description="events of one call of /v1/events")
     max_k: int = Field(1_000, ge=1, description="items of an answer")
     max_excluded_items: int = Field(1_000, ge=0, description="items that a request may exclude by id")
+    max_only_items: int = Field(10_000, ge=1, description="items that a request may choose among, stated by id")
     max_conditions: int = Field(16, ge=0, description="conditions of a request, names and own categories counted")
     max_deadline_ms: int = Field(10_000, ge=1, description="milliseconds that a request may wait")
 
