@@ -21,7 +21,7 @@ CLIENTS = 64
 # Seconds between two swaps: five in a minute.
 SWAP_EVERY = 12.0
 # Of the recipe that ours is served with. No cache of query vectors: bodies repeat, and it would answer for the model.
-WORDS = ("serve.histories=null", "serve.query_cache=0", "serve.access.anyone=true")
+WORDS = ("serve.histories=null", "serve.updates=null", "serve.query_cache=0", "serve.access.anyone=true")
 KILLED = {"replica": "ServeReplica:farsight:endpoint", "proxy": "haproxy -"}
 
 

@@ -1,7 +1,7 @@
 """What an answer can be asked to satisfy: categories of the catalogue, and named pools of young items."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,20 @@ class Conditions:
         if FIRST_SEEN in catalogue.column_names:
             first_V[1:] = catalogue.column(FIRST_SEEN).fill_null(NEVER).to_numpy()
         return cls(names, codes_VG, first_V, np.array([round(days * _DAY_SECONDS) for _, days in pools], np.int64))
+
+    def of_others(self, categories: Sequence[Sequence[str]], first_seen: Sequence[int]) -> "Conditions":
+        """The same conditions, asked of other items.
+
+        Args:
+            categories: of each item, in the order of their rows from 1; names that are no condition here are left out.
+            first_seen: seconds UTC from which each item is known.
+        """
+        code_of = {name: code for code, name in enumerate(self.names[: self.num_categories], start=1)}
+        lists = [[], *([code_of[name] for name in names if name in code_of] for names in categories)]
+        codes_VG = np.zeros((len(lists), max(1, *map(len, lists))), np.int64)
+        for row, codes in enumerate(lists):
+            codes_VG[row, : len(codes)] = codes
+        return replace(self, category_codes_VG=codes_VG, first_seen_V=np.array([NEVER, *first_seen], np.int64))
 
     @property
     def num_categories(self) -> int:

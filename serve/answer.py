@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from data.vocabulary import PAD_ROW, Vocabulary
+from data.vocabulary import PAD_ROW
+from serve.catalogue import Catalogue
 from serve.instructions import NOTHING_ASKED, Instruction, Wish
 
 Fallback = Literal["popularity"]
@@ -26,12 +27,13 @@ class Query:
     actions: Sequence[str | None] | None = None
     exclude_seen: bool = True
     exclude_item_ids: Sequence[str] = ()
+    only_item_ids: Sequence[str] | None = None  # None: all items may be answered
     wishes: Sequence[Wish] = ()
 
 
 @dataclass(frozen=True)
 class EncodedQuery:
-    """A query in rows: the known events, oldest first, and the rows that may not be answered."""
+    """A query in rows: the events that the model knows, oldest first, and the rows that may be answered and may not."""
 
     items_L: IntArray
     times_L: IntArray
@@ -39,8 +41,10 @@ class EncodedQuery:
     query_time: int
     k: int
     barred: frozenset[int]
-    unknown_items: int  # events of the history whose item is not in the catalogue
+    unknown_items: int  # events of the history whose item the release does not have
     unknown_actions: int  # events whose action the model was not trained with
+    catalogue: Catalogue  # as it stood when the query came; its rows are meant
+    only: frozenset[int] | None = None
     instructions: tuple[Instruction, ...] = NOTHING_ASKED
 
 
@@ -68,21 +72,24 @@ class Refusal:
     message: str
 
 
-def encode_query(query: Query, vocabulary: Vocabulary, action_codes: Mapping[str, int]) -> EncodedQuery:
-    """Sort the events as ingest does, map ids to rows and drop events of unknown items.
+def encode_query(query: Query, catalogue: Catalogue, action_codes: Mapping[str, int]) -> EncodedQuery:
+    """Sort the events as ingest does, map ids to rows and drop events of items that the release does not have.
 
     Events are sorted stably by time, so events of one time keep their order in the request. The
-    whole history counts as seen, also what is older than the events the model sees.
+    whole history counts as seen, also what is older than the events the model sees, and items that
+    were added since, of which the model knows nothing.
     """
-    rows_L = vocabulary.rows(query.item_ids)
+    rows_L = catalogue.rows(query.item_ids)
+    known_L = catalogue.released(rows_L)
     times_L = np.zeros(len(rows_L), np.int64) if query.timestamps is None else np.array(query.timestamps, np.int64)
     names = [None] * len(rows_L) if query.actions is None else query.actions
     actions_L = np.array([0 if name is None else action_codes.get(name, 0) for name in names], np.int64)
     order_L = np.argsort(times_L, kind="stable")
-    kept_L = order_L[rows_L[order_L] != PAD_ROW]
-    barred = set(vocabulary.rows(query.exclude_item_ids).tolist())
+    kept_L = order_L[known_L[order_L] != PAD_ROW]
+    barred = set(catalogue.rows(query.exclude_item_ids).tolist())
     if query.exclude_seen:
         barred.update(rows_L.tolist())
+    only = None if query.only_item_ids is None else set(catalogue.rows(query.only_item_ids).tolist())
     return EncodedQuery(
         items_L=rows_L[kept_L],
         times_L=times_L[kept_L],
@@ -91,8 +98,10 @@ def encode_query(query: Query, vocabulary: Vocabulary, action_codes: Mapping[str
         query_time=max(query.request_time, int(times_L.max(initial=0))),
         k=query.k,
         barred=frozenset(barred - {PAD_ROW}),
-        unknown_items=int((rows_L == PAD_ROW).sum()),
+        unknown_items=int((known_L == PAD_ROW).sum()),
         unknown_actions=sum(name is not None and name not in action_codes for name in names),
+        catalogue=catalogue,
+        only=None if only is None else frozenset(only - {PAD_ROW}),
     )
 
 

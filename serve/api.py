@@ -13,6 +13,7 @@ from serve.answer import Answer, Query, Refusal
 from serve.body_limit import BodyLimit
 from serve.description import Description
 from serve.histories.contract import HistoryStore
+from serve.item_routes import item_routes
 from serve.json_route import JsonRoute
 from serve.page_routes import add_page
 from serve.problems import RESPONSES, explain_problems, problem, unavailable
@@ -20,6 +21,7 @@ from serve.retriever import Overloaded, Ready
 from serve.schemas import RetrieveRequest, RetrieveResponse, to_json, to_query
 from serve.searchers import SearchersLost
 from serve.settings import ServeSettings
+from serve.updates.following import Follower
 from serve.user_routes import Histories, user_routes
 from serve.watching import RequestWatch, noted, server_timing
 
@@ -34,6 +36,7 @@ def create_api(
     store: HistoryStore | None = None,
     ready: Callable[[], Awaitable[Ready]] | None = None,
     describe: Callable[[], Awaitable[Description]] | None = None,
+    follower: Follower | None = None,
 ) -> FastAPI:
     """The API in front of anything that answers queries.
 
@@ -41,6 +44,7 @@ def create_api(
         store: what users did; None for an endpoint that keeps no histories.
         ready: asks for a golden answer; None leaves out `/readyz`.
         describe: asks what can be asked; None leaves out the page.
+        follower: of updates of items; None for an endpoint that keeps none.
 
     Raises:
         RecipeError: the file of tokens cannot be used.
@@ -50,15 +54,9 @@ def create_api(
     explain_problems(api, settings.queueing.retry_after_seconds)
     histories = Histories(store)
     api.include_router(user_routes(histories, settings.limits))
+    api.include_router(item_routes(follower, settings.limits))
     api.include_router(_retrieval(ask, settings, histories))
-
-    @api.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        """Whether the replica runs."""
-        return {"status": "ok"}
-
-    if ready is not None:
-        api.include_router(_readiness(ready, settings))
+    api.include_router(_health(ready, settings))
     if describe is not None:
         add_page(api, describe)
     return api
@@ -104,8 +102,16 @@ def _retrieval(ask: Ask, settings: ServeSettings, histories: Histories) -> APIRo
     return routes
 
 
-def _readiness(ready: Callable[[], Awaitable[Ready]], settings: ServeSettings) -> APIRouter:
+def _health(ready: Callable[[], Awaitable[Ready]] | None, settings: ServeSettings) -> APIRouter:
     routes = APIRouter()
+
+    @routes.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Whether the replica runs."""
+        return {"status": "ok"}
+
+    if ready is None:
+        return routes
 
     @routes.get("/readyz", responses=RESPONSES)
     async def readyz() -> Response:

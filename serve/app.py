@@ -26,6 +26,9 @@ from serve.registry import find_release, record_deployment
 from serve.release import Release
 from serve.searchers import start_searchers, stop_searchers
 from serve.settings import Replicas, ServeSettings, SqliteSettings
+from serve.updates.contract import UpdatesUnavailable
+from serve.updates.settings import SqliteUpdatesSettings
+from serve.updates.store import open_updates
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +92,7 @@ def run(
 
     Raises:
         ArtifactError: the release is missing, damaged or mismatched, or unknown to the registry.
-        MachineError: a port is taken, or the histories cannot be kept where the recipe says.
+        MachineError: a port is taken, or histories or updates cannot be kept where the recipe says.
         RecipeError: wrong settings, or an endpoint beyond this machine without tokens.
     """
     settings = serve_settings(recipe)
@@ -99,6 +102,7 @@ def run(
     release_id = Release.open(found).release_id
     _check_port("port", settings.host, settings.port)
     _check_histories(settings)
+    _check_updates(settings)
     if settings.haproxy:
         os.environ.update(haproxy_environment(settings.queueing))
     http, grpc = {"host": settings.host, "port": settings.port}, None
@@ -147,6 +151,8 @@ def serve_settings(recipe: Recipe) -> ServeSettings:
     changed: dict[str, Any] = {}
     if isinstance(settings.histories, SqliteSettings):
         changed["histories"] = settings.histories.model_copy(update={"path": _absolute(settings.histories.path)})
+    if isinstance(settings.updates, SqliteUpdatesSettings):
+        changed["updates"] = settings.updates.model_copy(update={"path": _absolute(settings.updates.path)})
     if settings.access.tokens_file is not None:
         changed["access"] = settings.access.model_copy(update={"tokens_file": _absolute(settings.access.tokens_file)})
     return settings.model_copy(update=changed)
@@ -198,6 +204,17 @@ def _check_histories(settings: ServeSettings) -> None:
         open_histories(settings.histories).close()
     except HistoriesUnavailable as error:
         raise MachineError(f"serve.histories: {error}, or set serve.histories=null") from None
+
+
+def _check_updates(settings: ServeSettings) -> None:
+    if settings.updates is None:
+        return
+    try:
+        store = open_updates(settings.updates)
+        store.updates()  # as each replica does when it starts
+        store.close()
+    except UpdatesUnavailable as error:
+        raise MachineError(f"serve.updates: {error}, or set serve.updates=null") from None
 
 
 def _check_port(setting: str, host: str, port: int) -> None:

@@ -11,6 +11,8 @@ from serve.grpc.farsight_pb2 import EventsRequest, EventsResponse, RetrieveReque
 from serve.histories.store import open_histories
 from serve.retriever import Ready, Retriever
 from serve.settings import ServeSettings
+from serve.updates.following import Follower
+from serve.updates.store import open_updates
 
 
 @ray.serve.ingress()
@@ -22,9 +24,11 @@ class Endpoint:
     async def __init__(self, release: str, settings: ServeSettings) -> None:  # type: ignore[misc]  # Serve awaits it
         self._retriever = Retriever(release, settings)
         await self._retriever.warm_up()
-        kept = settings.histories
-        store = None if kept is None else open_histories(kept)
-        self._api = create_api(self._retriever.retrieve, settings, store, self.ready, self._describe)
+        histories = None if settings.histories is None else open_histories(settings.histories)
+        updates = None if settings.updates is None else open_updates(settings.updates)
+        retriever = self._retriever
+        follower = None if updates is None else Follower(updates, retriever.engine, retriever.show)
+        self._api = create_api(retriever.retrieve, settings, histories, self.ready, self._describe, follower=follower)
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # the name that Serve looks for
         return self._api

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from data.batch import collate, to_device
 from data.encode import encode_histories
 from data.schema import TRAIN_EVENTS
-from data.vocabulary import PAD_ROW
+from modeling.hashed_table import HashedTable, id_hashes
 from serve.answer import (
     Answer,
     EncodedQuery,
@@ -23,6 +24,7 @@ from serve.answer import (
     popularity_order,
     search_depth,
 )
+from serve.catalogue import Catalogue, Filter, Segment
 from serve.index.contract import Hits, Index
 from serve.instructions import Instruction, Unanswerable, instructions, merge
 from serve.release import Release
@@ -35,21 +37,27 @@ class Engine:
 
     def __init__(self, release: Release, device: str = "cpu") -> None:
         artifact = release.artifact
-        catalogue = artifact.catalogue()
+        facts = artifact.catalogue()
         self.release_id = release.release_id
         self.golden = release.golden
         self.top_score_deciles = release.top_score_deciles
+        self.artifact_hash = artifact.content_hash
         self.needs_times = artifact.settings.reads_times
         self.max_events = artifact.max_events
         self._device = device
-        self._vocabulary = artifact.vocabulary()
         self._action_codes = {name: code for code, name in enumerate(artifact.actions, start=1)}
-        self._titles = catalogue.column("title") if "title" in catalogue.column_names else None
-        self._train_events_V: IntArray = catalogue.column(TRAIN_EVENTS).to_numpy().astype(np.int64)
-        self._popular_V = popularity_order(self._train_events_V)
-        self._index = release.index
+        train_events_V: IntArray = facts.column(TRAIN_EVENTS).to_numpy().astype(np.int64)
+        segment = Segment(
+            artifact.vocabulary(),
+            release.index,
+            artifact.conditions(),
+            train_events_V,
+            popularity_order(train_events_V),
+            facts.column("title") if "title" in facts.column_names else None,
+        )
+        self.catalogue = Catalogue(segment)  # as released; a query may be answered from a later one
+        self._conditions = segment.conditions
         self._retriever = artifact.load_retriever(device)
-        self._conditions = artifact.conditions()
         self.takes_conditions = self._retriever.conditioning is not None
 
     @classmethod
@@ -63,8 +71,8 @@ class Engine:
 
     @property
     def num_items(self) -> int:
-        """Items that can be answered."""
-        return self._index.num_items
+        """Items of the release."""
+        return self.catalogue.num_items
 
     @property
     def conditions(self) -> Sequence[str]:
@@ -73,15 +81,36 @@ class Engine:
 
     def titles(self, item_ids: Sequence[str]) -> list[str | None]:
         """The titles of items; None for one that has none or is not known."""
-        return self._titles_of(self._vocabulary.rows(item_ids))
+        return self.catalogue.titles(self.catalogue.rows(item_ids).tolist())
+
+    def item_vectors(self, rows_N: IntArray) -> FloatArray:
+        """Vectors of the release's items, [N, D], of length 1."""
+        with torch.inference_mode():
+            vectors_ND: FloatArray = (
+                self._retriever.item_vectors(torch.from_numpy(rows_N).to(self._device)).float().cpu().numpy()
+            )
+        return vectors_ND
+
+    def composed_vectors(self, item_ids: Sequence[str]) -> FloatArray | None:
+        """Vectors that the model has for ids that it has never seen, [N, D], of length 1; None if it has none."""
+        table = self._retriever.items
+        if not isinstance(table, HashedTable):
+            return None
+        with torch.inference_mode():
+            vectors_ND = table.compose(torch.from_numpy(id_hashes(item_ids)).to(self._device))
+            composed_ND: FloatArray = functional.normalize(vectors_ND, dim=-1).float().cpu().numpy()
+        return composed_ND
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """Answer queries in one batch; each gets what it would get alone, up to float rounding."""
         encoded = [self.encode(query) for query in queries]
         return self.answers(encoded, self.search(encoded, self.query_vectors(encoded)))
 
-    def encode(self, query: Query) -> EncodedQuery:
+    def encode(self, query: Query, catalogue: Catalogue | None = None) -> EncodedQuery:
         """Ids to rows.
+
+        Args:
+            catalogue: what to answer from; the release's own if None.
 
         Raises:
             Unanswerable: the model reads times and the history has none, or a condition is not known.
@@ -91,7 +120,7 @@ class Engine:
                 "history.0.timestamp",
                 "missing, and this release's model reads times; give each event its time in seconds UTC",
             )
-        encoded = encode_query(query, self._vocabulary, self._action_codes)
+        encoded = encode_query(query, catalogue or self.catalogue, self._action_codes)
         asked = instructions(
             query.wishes,
             encoded.items_L,
@@ -134,20 +163,19 @@ class Engine:
 
     def search(self, queries: Sequence[EncodedQuery], query_ND: FloatArray) -> Hits:
         """Enough hits for every branch query of the batch. All without a filter are searched together."""
-        depth = min(max(map(search_depth, queries), default=0), self._index.num_items)
-        groups: dict[tuple[int, int], list[int]] = {}
+        depth = max((min(search_depth(query), query.catalogue.num_items) for query in queries), default=0)
+        groups: dict[tuple[Catalogue, Filter], list[int]] = {}
         place = 0
         for query in queries:
             for one in query.instructions:
                 # Whether an item belongs to a pool depends on when it is asked.
                 in_pool = one.hard and one.code > self._conditions.num_categories
-                filtered = (one.code if one.hard else 0, query.query_time if in_pool else 0)
-                groups.setdefault(filtered, []).append(place)
+                wanted = Filter(one.code if one.hard else 0, query.query_time if in_pool else 0, query.only)
+                groups.setdefault((query.catalogue, wanted), []).append(place)
                 place += 1
         rows_NK, scores_NK = np.zeros((place, depth), np.int64), np.full((place, depth), -np.inf, np.float32)
-        for (code, at_seconds), places in groups.items():
-            allowed_V = self._conditions.items(code, at_seconds)[1:] if code else None
-            hits = self._index.search(query_ND[places], depth, allowed_V)
+        for (catalogue, wanted), places in groups.items():
+            hits = catalogue.search(query_ND[places], depth, wanted)
             found = hits.rows_QK.shape[1]
             rows_NK[places, :found], scores_NK[places, :found] = hits.rows_QK, hits.scores_QK
         return Hits(rows_NK, scores_NK)
@@ -164,9 +192,9 @@ class Engine:
     def _answer(self, query: EncodedQuery, rows_PK: IntArray, scores_PK: FloatArray) -> Answer:
         used = min(len(query.items_L), self.max_events)
         lists = [pick(rows_K, scores_K, query) for rows_K, scores_K in zip(rows_PK, scores_PK, strict=True)]
-        # Barred items never run out before k does, so no hit without a filter means a query vector of NaN.
-        empty = [not len(rows) for (rows, _), one in zip(lists, query.instructions, strict=True) if not one.hard]
-        broken = used > 0 and any(empty) and len(self._popular_V) > len(query.barred)
+        # Only a query vector of NaN finds nothing where there is something to find.
+        empty = [not rows_K.any() for rows_K, one in zip(rows_PK, query.instructions, strict=True) if not one.hard]
+        broken = used > 0 and any(empty) and query.catalogue.has_any(Filter(only=query.only))
         if broken:
             logger.error("release %s: the model gave no finite query vector; answering popularity", self.release_id)
         fallback = not used or broken
@@ -177,9 +205,9 @@ class Engine:
             rows, scores, brought_by = merge(lists, [one.weight for one in query.instructions], query.k)
         return Answer(
             release=self.release_id,
-            item_ids=self._vocabulary.external(rows.tolist()),
+            item_ids=query.catalogue.item_ids(rows.tolist()),
             scores=scores.tolist(),
-            titles=self._titles_of(rows),
+            titles=query.catalogue.titles(rows.tolist()),
             conditions=[query.instructions[number].name for number in brought_by.tolist()],
             fallback="popularity" if fallback else None,
             unknown_items=query.unknown_items,
@@ -187,16 +215,9 @@ class Engine:
             history_events_used=used,
         )
 
-    def _titles_of(self, rows: IntArray) -> list[str | None]:
-        titles = self._titles
-        if titles is None:
-            return [None] * len(rows)
-        return [None if row == PAD_ROW else titles[row - 1].as_py() for row in rows.tolist()]
-
-    def _popular(self, query: EncodedQuery, asked: Instruction) -> tuple[IntArray, FloatArray]:
-        popular_V = self._popular_V
-        if asked.code:  # the model cannot prefer what is asked for here, so even a soft condition filters
-            popular_V = popular_V[self._conditions.items(asked.code, query.query_time)[popular_V]]
-        # The first k + barred of the order hold k that are not barred, wherever the barred stand.
-        first_K = popular_V[: search_depth(query)]
-        return pick(first_K, self._train_events_V[first_K - 1].astype(np.float32), query)
+    @staticmethod
+    def _popular(query: EncodedQuery, asked: Instruction) -> tuple[IntArray, FloatArray]:
+        # The model cannot prefer what is asked for here, so even a soft condition filters. And the first k + barred of
+        # the order hold k that are not barred, wherever the barred stand.
+        wanted = Filter(asked.code, query.query_time, query.only)
+        return pick(*query.catalogue.popular(search_depth(query), wanted), query)

@@ -9,7 +9,7 @@
 | 413 | the body is larger than `limits.max_body_bytes` |
 | 422 | a field is missing, malformed or past a limit; the answer names it |
 | 429 | more requests of this token than its rate; see `Retry-After` |
-| 503 | overloaded, a replica was lost, or the store of histories does not answer; see `Retry-After` |
+| 503 | overloaded, a replica was lost, or the store of histories or of updates does not answer; see `Retry-After` |
 | 504 | the deadline passed |
 """
 
@@ -25,6 +25,7 @@ from starlette.routing import Match
 
 from serve.histories.contract import HistoriesUnavailable
 from serve.schemas import BadRequest, Problem, Problems
+from serve.updates.contract import UpdatesUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,8 @@ def explain_problems(api: FastAPI, retry_after_seconds: int) -> None:
     api.add_exception_handler(RequestValidationError, _on_invalid)
     api.add_exception_handler(BadRequest, _on_bad_request)
     api.add_exception_handler(HTTPException, _on_http)
-    api.add_exception_handler(HistoriesUnavailable, partial(_on_no_histories, retry_after_seconds))
+    for kept, lost in (("histories", HistoriesUnavailable), ("updates", UpdatesUnavailable)):
+        api.add_exception_handler(lost, partial(_on_lost_store, kept, retry_after_seconds))
     api.add_exception_handler(Exception, _on_defect)
 
 
@@ -84,9 +86,9 @@ async def _on_bad_request(request: Request, error: Exception) -> Response:
     return _body(422, error.problems)
 
 
-async def _on_no_histories(retry_after_seconds: int, request: Request, error: Exception) -> Response:
-    logger.warning("no histories for a request: %s", error)
-    return unavailable("the store of histories does not answer", retry_after_seconds)
+async def _on_lost_store(kept: str, retry_after_seconds: int, request: Request, error: Exception) -> Response:
+    logger.warning("no %s for a request: %s", kept, error)
+    return unavailable(f"the store of {kept} does not answer", retry_after_seconds)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

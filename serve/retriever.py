@@ -13,6 +13,7 @@ import torch
 from data.errors import ArtifactMismatch
 from serve.answer import Answer, EncodedQuery, FloatArray, Query, Refusal
 from serve.batching import Batches
+from serve.catalogue import Catalogue
 from serve.description import Description, describe
 from serve.engine import Engine
 from serve.golden import check_golden, is_golden, query_of
@@ -22,6 +23,7 @@ from serve.instructions import Unanswerable
 from serve.query_cache import QueryCache
 from serve.searchers import RemoteIndex
 from serve.settings import ServeSettings
+from serve.updates.overlay import Overlay
 from serve.watching import QUEUE, STAGES, RetrieverWatch
 
 # How long a thread waits for Python's interpreter lock before it asks for it. The model needs the lock between any two
@@ -72,10 +74,16 @@ class Retriever:
         device = "cuda" if settings.replicas.num_gpus else "cpu"
         self._engine = Engine.open(release, device, None if settings.searchers is None else RemoteIndex(release))
         self._description = describe(self._engine)
+        self._catalogue = self._engine.catalogue
         self._watch = RetrieverWatch(self._engine.release_id, self._engine.top_score_deciles)
         self._thread = ThreadPoolExecutor(1, "model", initializer=set_search_threads, initargs=(threads,))
         self._cache = QueryCache(settings.query_cache, self._engine.max_events, self._engine.needs_times)
         self._batches = Batches(self._answer_batch, settings.batching.max_batch_size)
+
+    @property
+    def engine(self) -> Engine:
+        """The release that it answers with."""
+        return self._engine
 
     async def warm_up(self) -> None:
         """Ask the release's golden requests.
@@ -86,8 +94,11 @@ class Retriever:
         engine = self._engine
         await asyncio.get_running_loop().run_in_executor(self._thread, check_golden, engine, engine.golden)
 
-    async def retrieve(self, query: Query) -> Answer | Refusal:
+    async def retrieve(self, query: Query, catalogue: Catalogue | None = None) -> Answer | Refusal:
         """Answer one query together with whatever else is waiting.
+
+        Args:
+            catalogue: what to answer from; the one that is shown if None.
 
         Raises:
             Overloaded: too many are in flight.
@@ -96,7 +107,7 @@ class Retriever:
         if self._in_flight >= self._max_in_flight:
             raise Overloaded
         try:
-            waiting = _Waiting(self._engine.encode(query), time.perf_counter())
+            waiting = _Waiting(self._engine.encode(query, catalogue or self._catalogue), time.perf_counter())
         except Unanswerable as error:
             return Refusal(error.field, error.message)
         self._in_flight += 1
@@ -105,18 +116,23 @@ class Retriever:
         finally:
             self._in_flight -= 1
 
+    def show(self, overlay: Overlay) -> None:
+        """Answer queries that come from now on as updates have it. Any thread may call it."""
+        self._catalogue = overlay.catalogue
+        self._watch.shown(overlay)
+
     def describe(self) -> Description:
         """What can be asked."""
         return self._description
 
     async def ready(self) -> Ready:
-        """Answer a golden request on the way that every request goes.
+        """Answer a golden request on the way that every request goes, from the release as it was built.
 
         Raises:
             ArtifactMismatch: the answer is not golden.
         """
         for expected in self._engine.golden[:1]:
-            answer = await self.retrieve(query_of(expected))
+            answer = await self.retrieve(query_of(expected), self._engine.catalogue)
             if isinstance(answer, Refusal) or not is_golden(answer, expected):
                 raise ArtifactMismatch(f"release {self._engine.release_id}: a golden request got another answer")
         return Ready(self._release, self._engine.release_id)

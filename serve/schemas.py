@@ -65,6 +65,9 @@ class RetrieveRequest(Body):
     request_time: Seconds | None = Field(None, description="when the answer will be shown; now if left out")
     exclude_seen: StrictBool = Field(True, description="leave out every item of the whole history")
     exclude_item_ids: Many[Id] = Field(default_factory=list, description="further items to leave out")
+    only_item_ids: Many[Id] | None = Field(
+        None, description="items to choose among, for example those in stock; unknown ones are ignored"
+    )
     conditions: Many[Condition] = Field(
         default_factory=list, description="what the answer should satisfy; their lists are merged by weight"
     )
@@ -88,7 +91,7 @@ class RetrieveResponse(Body):
     release: str = Field(description="id of the release that answered")
     items: list[Item]
     fallback: Literal["popularity"] | None = Field(description="set where the model had nothing to go by")
-    unknown_items: int = Field(description="events dropped because the catalogue lacks their item")
+    unknown_items: int = Field(description="events dropped because the release lacks their item")
     unknown_actions: int = Field(description="events whose action the model does not know; the event is kept")
     history_events_used: int = Field(description="events the model saw")
 
@@ -173,6 +176,7 @@ def to_query(request: RetrieveRequest, limits: Limits, now: int, stored: Sequenc
         actions=[event.action for event in events] if has_actions else None,
         exclude_seen=request.exclude_seen,
         exclude_item_ids=[str(item_id) for item_id in request.exclude_item_ids],
+        only_item_ids=None if request.only_item_ids is None else [str(item_id) for item_id in request.only_item_ids],
         wishes=[
             Wish(tuple(asked.any_of), asked.own_top or 0, asked.weight, asked.hard) for asked in request.conditions
         ],
@@ -238,6 +242,9 @@ def _problems(request: RetrieveRequest, limits: Limits) -> Iterator[tuple[str, s
     yield from _too_many("history", "events", len(history), limits.max_history_events)
     yield from _too_many("k", "items", request.k, limits.max_k)
     yield from _too_many("exclude_item_ids", "items", len(request.exclude_item_ids), limits.max_excluded_items)
+    if request.only_item_ids is not None and not request.only_item_ids:
+        yield "only_item_ids", "found no item, expected at least 1; leave the field out to choose among all"
+    yield from _too_many("only_item_ids", "items", len(request.only_item_ids or ()), limits.max_only_items)
     yield from _too_many("deadline_ms", "milliseconds", request.deadline_ms or 0, limits.max_deadline_ms)
     queries = sum(len(asked.any_of) or asked.own_top or 0 for asked in request.conditions)
     yield from _too_many("conditions", "conditions", queries, limits.max_conditions)

@@ -6,6 +6,7 @@ from limits import parse as parse_rate
 from pydantic import Field, field_validator, model_validator
 
 from data.settings import Settings
+from serve.updates.settings import SqliteUpdatesSettings, UpdatesKind
 
 
 class FlatSettings(Settings):
@@ -91,6 +92,8 @@ class Limits(Settings):
     max_events: int = Field(1_000, ge=1, description="events of one call of /v1/events")
     max_k: int = Field(1_000, ge=1, description="items of an answer")
     max_excluded_items: int = Field(1_000, ge=0, description="items that a request may exclude by id")
+    max_only_items: int = Field(10_000, ge=1, description="items that a request may choose among, stated by id")
+    max_item_updates: int = Field(1_000, ge=1, description="items of one call of /v1/items")
     max_conditions: int = Field(16, ge=0, description="conditions of a request, names and own categories counted")
     max_deadline_ms: int = Field(10_000, ge=1, description="milliseconds that a request may wait")
 
@@ -241,6 +244,10 @@ class ServeSettings(Settings):
     )
     histories: HistoriesKind | None = Field(
         default_factory=SqliteSettings, description="where the endpoint keeps what users did; null keeps nothing"
+    )
+    updates: UpdatesKind | None = Field(
+        default_factory=SqliteUpdatesSettings,
+        description="where the endpoint keeps which items were added and removed since its release; null keeps nothing",
     )
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from ray.serve.metrics import Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.answer import Answer, EncodedQuery, own_top_scores
+from serve.updates.overlay import Overlay
 
 # Serve gives this logger a file per replica, and its records the request id, the deployment and the replica.
 access_logger = logging.getLogger("ray.serve")
@@ -109,9 +110,19 @@ class RetrieverWatch:
         self._wanted = Counter("farsight_items_wanted", "items asked for")
         self._answered = Counter("farsight_items_answered", "of these, items answered")
         self._fallbacks = Counter("farsight_fallbacks", "answers that are not the model's", ("fallback",))
+        self._version = Gauge("farsight_updates_version", "of the updates of items that this replica answers from")
+        self._items = Gauge("farsight_updated_items", "items that stand added, left_out, or removed", ("state",))
         self._top_scores = Counter(
             "farsight_top_scores", "best scores by the tenth of the release's own that they fall in", ("tenth",)
         )
+
+    def shown(self, overlay: Overlay) -> None:
+        """Other updates of items stand."""
+        self._version.set(overlay.updates.version)
+        num_left_out = len(overlay.left_out)
+        self._items.set(len(overlay.updates.added) - num_left_out, {"state": "added"})
+        self._items.set(num_left_out, {"state": "left_out"})
+        self._items.set(len(overlay.updates.removed), {"state": "removed"})
 
     def waited(self, waits: Sequence[float]) -> None:
         """Requests left the queue after so many seconds each."""

@@ -6,12 +6,16 @@ workers inherit it.
 
 import os
 import shutil
+import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from tests.ports import free_port
 
 # Unix socket paths end at 107 bytes, and Ray's are long: stay directly under the shortest temporary folder.
 _SHORT_TEMPORARY = "/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir()
@@ -72,6 +76,32 @@ def ray_session() -> Iterator[None]:
 
     ray.serve.shutdown()
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Redis server of this run's own."""
+    import redis
+
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("redis-server is not installed: apt-get install redis-server")
+    port, folder = free_port(), tmp_path_factory.mktemp("redis")
+    command = [program, "--port", str(port), "--save", "", "--dir", str(folder), "--bind", "127.0.0.1"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        url = f"redis://127.0.0.1:{port}/0"
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                redis.Redis.from_url(url).ping()
+                break
+            except redis.ConnectionError:
+                assert time.monotonic() < deadline, "the Redis server did not start"
+                time.sleep(0.05)
+        try:
+            yield url
+        finally:
+            server.terminate()
 
 
 @pytest.fixture(scope="session")

@@ -5,18 +5,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.vocabulary import Vocabulary
 from serve.answer import EncodedQuery, Query, encode_query, pick, popularity_order, search_depth
 from serve.schemas import BadRequest, Event, RetrieveRequest, to_query
 from serve.settings import Limits, ServeSettings
+from tests.catalogues import with_added
 
-VOCABULARY = Vocabulary(["a", "b", "c", "d"])
+CATALOGUE = with_added(["a", "b", "c", "d"], ["e", "f"])
 CODES = {"click": 1, "like": 2}
 
 
 def encoded(barred: set[int], k: int) -> EncodedQuery:
     nothing = np.zeros(0, np.int64)
-    return EncodedQuery(nothing, nothing, nothing, 0, k, frozenset(barred), 0, 0)
+    return EncodedQuery(nothing, nothing, nothing, 0, k, frozenset(barred), 0, 0, CATALOGUE)
 
 
 def test_events_are_sorted_stably_by_time_and_unknown_items_are_counted() -> None:
@@ -28,7 +28,7 @@ def test_events_are_sorted_stably_by_time_and_unknown_items_are_counted() -> Non
         actions=["like", "click", None, "share", "click"],
         exclude_item_ids=["d", "y"],
     )
-    found = encode_query(query, VOCABULARY, CODES)
+    found = encode_query(query, CATALOGUE, CODES)
     assert found.items_L.tolist() == [3, 1, 2, 3]
     assert found.times_L.tolist() == [5, 20, 20, 30]
     assert found.actions_L.tolist() == [1, 0, 0, 2]
@@ -39,12 +39,21 @@ def test_events_are_sorted_stably_by_time_and_unknown_items_are_counted() -> Non
 
 def test_seen_items_are_kept_when_asked_and_excluded_ones_never() -> None:
     query = Query(item_ids=["a", "b"], k=3, request_time=0, exclude_seen=False, exclude_item_ids=["b"])
-    assert encode_query(query, VOCABULARY, CODES).barred == {2}
+    assert encode_query(query, CATALOGUE, CODES).barred == {2}
+
+
+def test_an_added_item_is_seen_and_barred_though_the_model_does_not_know_it() -> None:
+    query = Query(["a", "f", "x"], 3, request_time=0, exclude_item_ids=["e"], only_item_ids=["b", "e", "z", "b"])
+    found = encode_query(query, CATALOGUE, CODES)
+    assert found.items_L.tolist() == [1]
+    assert found.unknown_items == 2
+    assert found.barred == {1, 5, 6}
+    assert found.only == {2, 5}
 
 
 def test_the_query_time_is_never_before_the_newest_event() -> None:
     query = Query(item_ids=["a", "x"], k=1, request_time=50, timestamps=[40, 60])
-    assert encode_query(query, VOCABULARY, CODES).query_time == 60
+    assert encode_query(query, CATALOGUE, CODES).query_time == 60
 
 
 @settings(deadline=None)
@@ -78,6 +87,8 @@ def test_popularity_goes_by_training_events_then_by_row() -> None:
         ({"history": [{"item_id": 1}] * 4}, "history"),
         ({"k": 6}, "k"),
         ({"exclude_item_ids": ["a"] * 3}, "exclude_item_ids"),
+        ({"only_item_ids": ["a"] * 3}, "only_item_ids"),
+        ({"only_item_ids": []}, "only_item_ids"),
         ({"deadline_ms": 101}, "deadline_ms"),
         ({"history": [{"item_id": 1, "timestamp": 5}, {"item_id": 2}]}, "history.1.timestamp"),
         ({"history": [{"item_id": 1, "timestamp": 5}], "request_time": 4}, "request_time"),
@@ -85,7 +96,7 @@ def test_popularity_goes_by_training_events_then_by_row() -> None:
 )
 def test_what_is_past_a_limit_or_does_not_fit_is_named(fields: dict[str, object], named: str) -> None:
     request = RetrieveRequest.model_validate({"history": [], "k": 5, **fields})
-    limits = Limits(max_history_events=3, max_k=5, max_excluded_items=2, max_deadline_ms=100)
+    limits = Limits(max_history_events=3, max_k=5, max_excluded_items=2, max_only_items=2, max_deadline_ms=100)
     with pytest.raises(BadRequest) as caught:
         to_query(request, limits, now=10)
     assert [problem.field for problem in caught.value.problems] == [named]

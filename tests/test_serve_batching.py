@@ -12,6 +12,9 @@ from serve.answer import EncodedQuery
 from serve.batching import Batches
 from serve.instructions import Instruction
 from serve.query_cache import QueryCache
+from tests.catalogues import with_added
+
+CATALOGUE = with_added(["a"], [])
 
 
 class Squares:
@@ -82,6 +85,7 @@ def query(items: Sequence[int], *, at: int = 10, code: int = 0, hard: bool = Fal
         barred=frozenset(),
         unknown_items=0,
         unknown_actions=0,
+        catalogue=CATALOGUE,
         instructions=(Instruction(code, None, 1.0, hard),),
     )
 

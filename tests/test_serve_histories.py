@@ -1,11 +1,8 @@
 """Stores of histories, on real SQLite files and a real Redis server, against a plain program; their part of the API."""
 
 import asyncio
-import shutil
-import subprocess
-import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,34 +26,6 @@ from tests.small_world import write_dataset
 
 MAX_EVENTS = 3
 Opened = Callable[[], HistoryStore]
-
-
-@pytest.fixture(scope="module")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of this module's own."""
-    program = shutil.which("redis-server")
-    if program is None:
-        pytest.skip("redis-server is not installed: apt-get install redis-server")
-    port, folder = free_port(), tmp_path_factory.mktemp("redis")
-    command = [program, "--port", str(port), "--save", "", "--dir", str(folder), "--bind", "127.0.0.1"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
-        url = f"redis://127.0.0.1:{port}/0"
-        try:
-            _wait_until_it_answers(url)
-            yield url
-        finally:
-            server.terminate()
-
-
-def _wait_until_it_answers(url: str) -> None:
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            RedisHistories(url, "", MAX_EVENTS).history("nobody")
-            return
-        except HistoriesUnavailable:
-            assert time.monotonic() < deadline, "the Redis server did not start"
-            time.sleep(0.05)
 
 
 @pytest.fixture(params=["sqlite", "redis"])

@@ -53,8 +53,9 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    histories = {"kind": "sqlite", "path": str(tmp_path_factory.mktemp("histories") / "h.sqlite")}
-    return {"serve": {**SETTINGS, "port": free_port(), "histories": histories}}
+    place = tmp_path_factory.mktemp("stores")
+    stores = {name: {"kind": "sqlite", "path": str(place / f"{name}.sqlite")} for name in ("histories", "updates")}
+    return {"serve": {**SETTINGS, "port": free_port(), **stores}}
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +235,8 @@ def test_a_request_is_seen_in_its_answer_the_access_log_and_the_metrics(url: str
         "items_answered_total",
         "fallbacks_total",
         "release",
+        "updates_version",
+        "updated_items",
     ]
     for _ in range(60):  # Ray reports every few seconds
         lines = httpx.get(metrics, timeout=30).text.splitlines()

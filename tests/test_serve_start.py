@@ -86,6 +86,7 @@ def _refused_of(url: str, requests: int) -> list[httpx.Response]:
 def test_behind_haproxy_the_command_answers_deploys_and_leaves_nothing_running(release: Path, tmp_path: Path) -> None:
     log, words = tmp_path / "log", [f"serve.port={free_port()}", "serve.haproxy=true", "serve.histories=null"]
     words += ["serve.access.anyone=true", "serve.queueing.max_in_proxy=1", "serve.queueing.retry_after_seconds=3"]
+    words += ["serve.updates=null"]
     folder = tempfile.mkdtemp(prefix="hp", dir=os.environ["RAY_TMPDIR"])
     surroundings = {**os.environ, "RAY_TMPDIR": folder}
     command = [sys.executable, "-m", "cluster.cli"]

@@ -1,0 +1,32 @@
+"""Settings of where updates of items are kept; free of torch, ray and redis."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from data.settings import Settings
+
+
+class UpdatesSettings(Settings):
+    """What every store of updates has. All of it is in each replica's memory."""
+
+    max_added: int = Field(10_000, ge=0, description="items that stand added at a time; each answer compares them all")
+    max_removed: int = Field(100_000, ge=0, description="items that stand removed at a time")
+
+
+class SqliteUpdatesSettings(UpdatesSettings):
+    """One file, for endpoints of one machine."""
+
+    kind: Literal["sqlite"] = "sqlite"
+    path: str = Field("runs/updates.sqlite", description="the file, made if it is not there")
+
+
+class RedisUpdatesSettings(UpdatesSettings):
+    """A Redis server, for endpoints of many machines; needs the extra `redis`."""
+
+    kind: Literal["redis"] = "redis"
+    url: str = Field("redis://127.0.0.1:6379/0", description="the server: redis://, rediss:// with TLS, or unix://")
+    prefix: str = Field("farsight:", description="of every key, so that one server can hold several endpoints' updates")
+
+
+UpdatesKind = Annotated[SqliteUpdatesSettings | RedisUpdatesSettings, Field(discriminator="kind")]
