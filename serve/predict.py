@@ -26,9 +26,9 @@ from serve.answer import Query
 from serve.engine import Engine
 from serve.index.on_faiss import set_search_threads
 from serve.instructions import Unanswerable, Wish
+from serve.predict_settings import PredictSettings
 from serve.registry import find_release
 from serve.release import Release
-from serve.settings import PredictSettings
 
 logger = logging.getLogger(__name__)
 

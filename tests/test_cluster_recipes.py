@@ -11,7 +11,8 @@ from data.ingest_settings import IngestSettings
 from data.settings import SECTIONS, Settings, read_section
 from data.simulate_settings import SimulateSettings
 from modeling.settings import ModelSettings
-from serve.settings import IndexSettings, PredictSettings, ServeSettings
+from serve.predict_settings import PredictSettings
+from serve.settings import IndexSettings, ServeSettings
 from trainer.settings import EvaluateSettings, TrainSettings
 
 KINDS: dict[str, type[Settings]] = {
