@@ -5,9 +5,9 @@
 
 Vectors and queries are those of a trained artifact and its test histories, or, with `--items`, drawn around
 directions of unequal popularity. Recall is against exact search. Searches and builds take one thread; the kinds, FAISS
-without our contract (`direct`) and the peers take turns, and figures are medians of the rounds. `overhead` is our time
-over that of FAISS on the same index with the same effort, the median of the ratios inside a round. Speeds are those of
-a processor: they count its seconds, which other programs lengthen less than those of the clock.
+without our contract (`direct`, call by call beside ours) and the peers take turns, and figures are medians of the
+rounds. `overhead` is our time over that of FAISS on the same index with the same effort, the median of the ratios
+inside a round. Speeds count seconds of the processor, which other programs lengthen less than those of the clock.
 """
 
 import argparse
@@ -16,6 +16,9 @@ import json
 import statistics
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
+from itertools import product
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,6 @@ from modeling.artifact import Artifact
 from serve.build import dataset_queries, item_vectors
 from serve.index.contract import Index
 from serve.index.on_faiss import FaissIndex, set_search_threads
-from serve.index.rescored import RescoredIndex
 from serve.index.store import build_index, read_files, write_files
 from serve.settings import (
     BinarySettings,
@@ -174,34 +176,32 @@ def _speeds(
     indexes: Mapping[str, Index], peers: Mapping[str, Peer], query_QD: Vectors, rounds: int
 ) -> dict[str, dict[str, float]]:
     """Queries per second, and our time over FAISS's, of rounds in which all take a turn."""
-    ways = {name: _way(_search(index), query_QD) for name, index in indexes.items()}
-    straight = {name: way for name, index in indexes.items() if (way := direct(index))}
-    ways |= {f"{name} direct": _way(search, query_QD) for name, search in straight.items()}
-    ways |= {name: _peer_way(of) for name, of in peers.items()}
-    took: dict[str, list[dict[int, float]]] = {name: [] for name in ways}
+    ways = {name: _way(index, query_QD) for name, index in indexes.items()}
+    ways |= {name: partial(_peer_seconds, of) for name, of in peers.items()}
+    took: dict[str, list[dict[int, list[float]]]] = {name: [] for name in ways}
     for number in range(rounds + 1):
-        for name in sorted(ways, reverse=number % 2 == 1):  # who comes first finds other things in the caches
-            seconds = ways[name]()
+        for name, way in ways.items():
+            seconds = way()
             if number:  # the first round warms up
                 took[name].append(seconds)
-    found: dict[str, dict[str, float]] = {name: {} for name in (*indexes, *peers)}
-    for batch in ROUND_QUERIES:
-        speeds = {name: 1 / statistics.median(one[batch] for one in of) for name, of in took.items()}
-        for name in found:
-            found[name][f"queries_per_second_{batch}"] = speeds[name]
-        for name in straight:
-            pairs = zip(took[name], took[f"{name} direct"], strict=True)
-            found[name][f"direct_queries_per_second_{batch}"] = speeds[f"{name} direct"]
-            found[name][f"overhead_{batch}"] = statistics.median(ours[batch] / theirs[batch] for ours, theirs in pairs)
+    found: dict[str, dict[str, float]] = {name: {} for name in ways}
+    for name, batch in product(ways, ROUND_QUERIES):
+        ours, *theirs = zip(*(of[batch] for of in took[name]), strict=True)
+        found[name][f"queries_per_second_{batch}"] = 1 / statistics.median(ours)
+        for straight in theirs:
+            found[name][f"direct_queries_per_second_{batch}"] = 1 / statistics.median(straight)
+            found[name][f"overhead_{batch}"] = statistics.median(map(truediv, ours, straight))
     return found
 
 
-def _way(search: Search, query_QD: Vectors) -> Callable[[], dict[int, float]]:
-    return lambda: {batch: seconds_per_query(search, query_QD, batch) for batch in ROUND_QUERIES}
+def _way(index: Index, query_QD: Vectors) -> Callable[[], dict[int, list[float]]]:
+    """Seconds of a query of our search, and of FAISS's beside it, by the size of a batch."""
+    searches = [_search(index), *filter(None, [direct(index)])]
+    return lambda: {batch: seconds_per_query(searches, query_QD, batch) for batch in ROUND_QUERIES}
 
 
-def _peer_way(of: Peer) -> Callable[[], dict[int, float]]:
-    return lambda: {int(batch): seconds for batch, seconds in of.turn("search")["seconds"].items()}
+def _peer_seconds(of: Peer) -> dict[int, list[float]]:
+    return {int(batch): seconds for batch, seconds in of.turn("search")["seconds"].items()}
 
 
 def _search(index: Index, allowed_V: npt.NDArray[np.bool_] | None = None) -> Search:
@@ -209,13 +209,9 @@ def _search(index: Index, allowed_V: npt.NDArray[np.bool_] | None = None) -> Sea
 
 
 def direct(index: Index) -> Search | None:
-    """FAISS on the same index with the same effort, if it does all that the kind does."""
-    match index:
-        case FaissIndex():  # its probes are part of it
-            return lambda query_QD: index.faiss_index.search(query_QD, K)
-        case RescoredIndex(faiss_index=faiss.IndexHNSWFlat() as graph):
-            graph.hnsw.efSearch = KINDS["hnsw"].ef_search  # type: ignore[union-attr]
-            return lambda query_QD: graph.search(query_QD, K)
+    """FAISS on the same index, which is set to our effort, if it does all that the kind does."""
+    if isinstance(index, FaissIndex) or isinstance(getattr(index, "faiss_index", None), faiss.IndexHNSWFlat):
+        return lambda query_QD: index.faiss_index.search(query_QD, K)  # type: ignore[attr-defined]
     return None
 
 
@@ -225,7 +221,7 @@ def _filtered(index: Index, query_QD: Vectors, selectivity: float, rounds: int) 
     search = _search(index, allowed_V)
     rows_QK = index.search(query_QD, K, allowed_V).rows_QK
     wanted = len(query_QD) * min(K, int(allowed_V.sum()))
-    seconds = statistics.median(seconds_per_query(search, query_QD, 64) for _ in range(rounds))
+    seconds = statistics.median(seconds_per_query([search], query_QD, 64)[0] for _ in range(rounds))
     return {
         f"filter_{selectivity:g}_milliseconds": 1e3 * seconds,
         f"filter_{selectivity:g}_fill": float((rows_QK > 0).sum() / max(wanted, 1)),
@@ -240,7 +236,7 @@ def _by_probes(index: FaissIndex, query_QD: Vectors, best_QK: Rows, rounds: int)
             break
         index.faiss_index.nprobe = probes
         looking = FaissIndex(index.faiss_index)
-        seconds = statistics.median(seconds_per_query(_search(looking), query_QD, 64) for _ in range(rounds))
+        seconds = statistics.median(seconds_per_query([_search(looking)], query_QD, 64)[0] for _ in range(rounds))
         recall = _recall(best_QK, looking.search(query_QD, K).rows_QK)
         found[probes] = {f"recall@{K}": recall, "queries_per_second_64": 1 / seconds}
     return found

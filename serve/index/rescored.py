@@ -41,6 +41,11 @@ class RescoredIndex:
         self.vectors_VD = vectors_VD
         self._settings = settings
         self._scores_are_exact = isinstance(settings, HnswSettings)  # a graph compares the vectors themselves
+        match settings:
+            case IvfPqSettings():
+                self.faiss_index.nprobe = settings.num_probes
+            case HnswSettings():
+                self.faiss_index.hnsw.efSearch = settings.ef_search
 
     @property
     def num_items(self) -> int:
@@ -90,7 +95,9 @@ class RescoredIndex:
         """Rows and scores, [Q, C]; row 0 where nothing was found."""
         # One beyond k, so that equal scores around the cut are seen.
         depth = min(max(k * getattr(self._settings, "candidates_per_hit", 1), k + 1), self.num_items)
-        parameters = self._parameters(depth, effort)
+        parameters = None  # as the index is set
+        if effort > 1 or allowed_V is not None:
+            parameters = self._parameters(depth, effort)
         if allowed_V is not None:
             parameters.sel = selector(allowed_V)
         queries = signs(query_QD) if isinstance(self._settings, BinarySettings) else query_QD
