@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import faiss
 import numpy as np
@@ -21,11 +22,11 @@ class FaissIndex:
     """A FAISS index whose vector at position p is item row p + 1; it must not change any more."""
 
     def __init__(self, index: faiss.Index) -> None:
-        self.faiss_index = index
+        self.faiss_index: Any = index  # the stubs know no parameters of lists
         # Asked of FAISS once: the answers cost a search of one query more than its ordering does.
         self.num_items, self.width = int(index.ntotal), int(index.d)
         self._has_lists = isinstance(index, faiss.IndexIVF)
-        self._probes, self._num_lists = int(index.nprobe) if self._has_lists else 1, num_lists_of(index)
+        self._probes, self._num_lists = int(self.faiss_index.nprobe) if self._has_lists else 1, num_lists_of(index)
 
     def search(
         self,
@@ -49,9 +50,11 @@ class FaissIndex:
     def _candidates(
         self, query_QD: npt.NDArray[np.float32], depth: int, probes: int, *, allowed_V: npt.NDArray[np.bool_] | None
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        parameters = None  # as the index is set
+        parameters: Any = None  # as the index is set
         if allowed_V is not None or probes != self._probes:
-            parameters = faiss.IVFSearchParameters(nprobe=probes) if self._has_lists else faiss.SearchParameters()
+            parameters = faiss.IVFSearchParameters() if self._has_lists else faiss.SearchParameters()
+        if self._has_lists and parameters is not None:
+            parameters.nprobe = probes
         if allowed_V is not None:
             parameters.sel = selector(allowed_V)
         scores_QC, rows_QC = self.faiss_index.search(query_QD, depth, params=parameters)

@@ -1,6 +1,6 @@
 """`ivfpq`, `hnsw` and `binary` indexes: a coarse search finds candidates, their vectors score them."""
 
-from typing import Any
+from typing import Any, cast
 
 import faiss
 import numpy as np
@@ -37,7 +37,7 @@ class RescoredIndex:
     """
 
     def __init__(self, index: faiss.Index | faiss.IndexBinary, vectors_VD: Vectors, settings: Rescored) -> None:
-        self.faiss_index: Any = index  # the two classes share a search, and no base
+        self.faiss_index = cast(Any, index)  # the two classes share a search, and no base
         self.vectors_VD = vectors_VD
         self._settings = settings
         self._scores_are_exact = isinstance(settings, HnswSettings)  # a graph compares the vectors themselves
@@ -95,7 +95,7 @@ class RescoredIndex:
         """Rows and scores, [Q, C]; row 0 where nothing was found."""
         # One beyond k, so that equal scores around the cut are seen.
         depth = min(max(k * getattr(self._settings, "candidates_per_hit", 1), k + 1), self.num_items)
-        parameters = None  # as the index is set
+        parameters: Any = None  # as the index is set
         if effort > 1 or allowed_V is not None:
             parameters = self._parameters(depth, effort)
         if allowed_V is not None:
