@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import faiss
 import numpy as np
@@ -22,7 +22,7 @@ class FaissIndex:
     """A FAISS index whose vector at position p is item row p + 1; it must not change any more."""
 
     def __init__(self, index: faiss.Index) -> None:
-        self.faiss_index: Any = index  # the stubs know no parameters of lists
+        self.faiss_index = cast(Any, index)  # the stubs know no parameters of lists
         # Asked of FAISS once: the answers cost a search of one query more than its ordering does.
         self.num_items, self.width = int(index.ntotal), int(index.d)
         self._has_lists = isinstance(index, faiss.IndexIVF)
