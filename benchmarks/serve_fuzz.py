@@ -93,7 +93,7 @@ def summary(events: Path) -> dict[str, Any]:
             statuses[status] += 1
             routes.setdefault(_route(interaction["request"]), Counter())[status] += 1
             content = (response.get("content") or {}).get("$base64", "")
-            stack_traces += b"Traceback" in base64.b64decode(content)
+            stack_traces += b"Traceback (most recent call last)" in base64.b64decode(content)
         for outcomes in (recorder.get("checks") or {}).values():
             for outcome in outcomes:
                 checks.setdefault(outcome["name"], Counter())[outcome["status"]] += 1

@@ -75,7 +75,7 @@ def send(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Send]:
 def check(response: httpx.Response) -> None:
     """An answer that was meant."""
     assert response.status_code < 500, response.text
-    assert "Traceback" not in response.text
+    assert "Traceback (most recent call last)" not in response.text
     if response.status_code >= 400 and response.request.method != "HEAD":
         problems = response.json()["problems"]
         assert problems
@@ -84,13 +84,13 @@ def check(response: httpx.Response) -> None:
         json.loads(response.content.decode(), parse_constant=lambda name: pytest.fail(f"{name} in an answer"))
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(body=values, route=st.sampled_from(ROUTES), method=st.sampled_from(METHODS), kind=st.sampled_from(KINDS))
 def test_whatever_json_at_whatever_route(send: Send, body: Any, route: str, method: str, kind: str) -> None:
     check(send(method, route, content=json.dumps(body).encode(), headers={"content-type": kind.encode("latin-1")}))
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(route=st.sampled_from(sorted(GOOD)), data=st.data())
 def test_a_good_body_with_one_thing_wrong(send: Send, route: str, data: st.DataObject) -> None:
     body = json.loads(json.dumps(GOOD[route]))
@@ -101,7 +101,7 @@ def test_a_good_body_with_one_thing_wrong(send: Send, route: str, data: st.DataO
     check(send("POST", route, content=json.dumps(body).encode(), headers=JSON))
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(route=st.sampled_from(sorted(GOOD)), data=st.data())
 def test_a_good_body_that_was_cut_and_sewn(send: Send, route: str, data: st.DataObject) -> None:
     content = json.dumps(GOOD[route]).encode()
@@ -136,7 +136,7 @@ def test_monsters_are_refused_for_what_they_are(send: Send, route: str) -> None:
         assert len(response.content) < 2**16, content[:40]
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(
     user=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5).filter(
         lambda user: user not in (".", "..")
