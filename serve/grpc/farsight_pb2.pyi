@@ -29,26 +29,26 @@ class Condition(_message.Message):
     def __init__(self, any_of: _Optional[_Iterable[str]] = ..., own_top: _Optional[int] = ..., weight: _Optional[float] = ..., hard: bool = ...) -> None: ...
 
 class RetrieveRequest(_message.Message):
-    __slots__ = ("history", "user_id", "k", "request_time", "exclude_seen", "exclude_item_ids", "conditions", "deadline_ms", "only_item_ids")
+    __slots__ = ("history", "user_id", "k", "request_time", "exclude_seen", "exclude_item_ids", "only_item_ids", "conditions", "deadline_ms")
     HISTORY_FIELD_NUMBER: _ClassVar[int]
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     K_FIELD_NUMBER: _ClassVar[int]
     REQUEST_TIME_FIELD_NUMBER: _ClassVar[int]
     EXCLUDE_SEEN_FIELD_NUMBER: _ClassVar[int]
     EXCLUDE_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
+    ONLY_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     CONDITIONS_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
-    ONLY_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     history: _containers.RepeatedCompositeFieldContainer[Event]
     user_id: str
     k: int
     request_time: int
     exclude_seen: bool
     exclude_item_ids: _containers.RepeatedScalarFieldContainer[str]
+    only_item_ids: _containers.RepeatedScalarFieldContainer[str]
     conditions: _containers.RepeatedCompositeFieldContainer[Condition]
     deadline_ms: int
-    only_item_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, history: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., user_id: _Optional[str] = ..., k: _Optional[int] = ..., request_time: _Optional[int] = ..., exclude_seen: bool = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., conditions: _Optional[_Iterable[_Union[Condition, _Mapping]]] = ..., deadline_ms: _Optional[int] = ..., only_item_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, history: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., user_id: _Optional[str] = ..., k: _Optional[int] = ..., request_time: _Optional[int] = ..., exclude_seen: bool = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., only_item_ids: _Optional[_Iterable[str]] = ..., conditions: _Optional[_Iterable[_Union[Condition, _Mapping]]] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
 
 class Item(_message.Message):
     __slots__ = ("item_id", "score", "title", "condition")
