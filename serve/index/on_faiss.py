@@ -22,10 +22,10 @@ class FaissIndex:
 
     def __init__(self, index: faiss.Index) -> None:
         self.faiss_index = index
-        # Asked of FAISS once: the answers cost a search of one query more than its ordering does.
+        # Asked of FAISS once: beside a search of one query each answer takes its time.
         self.num_items, self.width = int(index.ntotal), int(index.d)
-        self._has_lists = isinstance(index, faiss.IndexIVF)
-        self._probes, self._num_lists = int(index.nprobe) if self._has_lists else 1, num_lists_of(index)
+        self._probes = int(index.nprobe) if isinstance(index, faiss.IndexIVF) else 1
+        self._num_lists = num_lists_of(index)
 
     def search(
         self,
@@ -51,12 +51,19 @@ class FaissIndex:
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         parameters = None  # as the index is set
         if allowed_V is not None or probes != self._probes:
-            parameters = faiss.IVFSearchParameters(nprobe=probes) if self._has_lists else faiss.SearchParameters()
-        if allowed_V is not None:
-            parameters.sel = selector(allowed_V)
+            parameters = self._parameters(probes, allowed_V)
         scores_QC, rows_QC = self.faiss_index.search(query_QD, depth, params=parameters)
         rows_QC += 1  # positions become rows, and -1 (nothing found) row 0
         return rows_QC, scores_QC
+
+    def _parameters(self, probes: int, allowed_V: npt.NDArray[np.bool_] | None) -> faiss.SearchParameters:
+        parameters = faiss.SearchParameters()
+        if isinstance(self.faiss_index, faiss.IndexIVF):
+            parameters = in_lists = faiss.IVFSearchParameters()
+            in_lists.nprobe = probes
+        if allowed_V is not None:
+            parameters.sel = selector(allowed_V)
+        return parameters
 
 
 def build_faiss(item_VD: Float32[npt.NDArray[np.float32], "V D"], settings: FlatSettings | IvfSettings) -> FaissIndex:
