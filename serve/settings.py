@@ -3,10 +3,10 @@
 from typing import Annotated, Literal
 
 from limits import parse as parse_rate
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from data.settings import Settings
-from serve.updates.settings import SqliteUpdatesSettings, UpdatesKind
+from serve.updates.settings import sqlite_if_unsaid, SqliteUpdatesSettings, UpdatesKind
 
 
 class FlatSettings(Settings):
@@ -204,7 +204,9 @@ class RedisSettings(StoreSettings):
     )
 
 
-HistoriesKind = Annotated[SqliteSettings | RedisSettings, Field(discriminator="kind")]
+HistoriesKind = Annotated[
+    SqliteSettings | RedisSettings, Field(discriminator="kind"), BeforeValidator(sqlite_if_unsaid)
+]
 
 
 class ServeSettings(Settings):

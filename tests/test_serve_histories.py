@@ -262,3 +262,11 @@ def test_a_store_that_does_not_answer_is_503_with_retry_after_and_requests_with_
 
 def test_the_default_store_is_a_file_beside_the_runs() -> None:
     assert ServeSettings().histories == SqliteSettings(path="runs/histories.sqlite")
+
+
+def test_a_path_alone_is_a_file_of_sqlite() -> None:
+    settings = ServeSettings.model_validate({"histories": {"path": "h.sqlite"}, "updates": {"path": "u.sqlite"}})
+    assert settings.histories is not None and settings.updates is not None
+    assert (settings.histories.kind, settings.updates.kind) == ("sqlite", "sqlite")
+    with pytest.raises(ValidationError, match="port"):
+        ServeSettings.model_validate({"histories": {"port": 1}})

@@ -41,11 +41,7 @@ class RescoredIndex:
         self.vectors_VD = vectors_VD
         self._settings = settings
         self._scores_are_exact = isinstance(settings, HnswSettings)  # a graph compares the vectors themselves
-        match settings:
-            case IvfPqSettings():
-                self.faiss_index.nprobe = settings.num_probes
-            case HnswSettings():
-                self.faiss_index.hnsw.efSearch = settings.ef_search
+        self._set_effort()
 
     @property
     def num_items(self) -> int:
@@ -98,14 +94,22 @@ class RescoredIndex:
         parameters: Any = None  # as the index is set
         if effort > 1 or allowed_V is not None:
             parameters = self._parameters(depth, effort)
-        if allowed_V is not None:
-            parameters.sel = selector(allowed_V)
+            if allowed_V is not None:
+                parameters.sel = selector(allowed_V)
         queries = signs(query_QD) if isinstance(self._settings, BinarySettings) else query_QD
         scores_QC, rows_QC = self.faiss_index.search(queries, depth, params=parameters)
         rows_QC += 1  # positions become rows, and -1 (nothing found) row 0
         if self._scores_are_exact:
             return rows_QC, scores_QC
         return rows_QC, self._scores(query_QD, rows_QC)
+
+    def _set_effort(self) -> None:
+        """The usual effort, kept by the index: beside a search of one query, parameters take their time to make."""
+        match self._settings:
+            case IvfPqSettings():
+                self.faiss_index.nprobe = self._settings.num_probes
+            case HnswSettings():
+                self.faiss_index.hnsw.efSearch = self._settings.ef_search
 
     def _parameters(self, depth: int, effort: int) -> faiss.SearchParameters:
         match self._settings:

@@ -1,8 +1,8 @@
 """Settings of where updates of items are kept; free of torch, ray and redis."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from data.settings import Settings
 
@@ -29,4 +29,11 @@ class RedisUpdatesSettings(UpdatesSettings):
     prefix: str = Field("farsight:", description="of every key, so that one server can hold several endpoints' updates")
 
 
-UpdatesKind = Annotated[SqliteUpdatesSettings | RedisUpdatesSettings, Field(discriminator="kind")]
+def sqlite_if_unsaid(settings: Any) -> Any:
+    """So that `serve.updates.path=FILE` need not say which kind has a path."""
+    return {"kind": "sqlite", **settings} if isinstance(settings, dict) else settings
+
+
+UpdatesKind = Annotated[
+    SqliteUpdatesSettings | RedisUpdatesSettings, Field(discriminator="kind"), BeforeValidator(sqlite_if_unsaid)
+]
