@@ -6,7 +6,7 @@ from limits import parse as parse_rate
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from data.settings import Settings
-from serve.updates.settings import sqlite_if_unsaid, SqliteUpdatesSettings, UpdatesKind
+from serve.updates.settings import SqliteUpdatesSettings, UpdatesKind, sqlite_if_unsaid
 
 
 class FlatSettings(Settings):

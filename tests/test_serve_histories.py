@@ -11,6 +11,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from data.errors import DatasetError, EndpointError, RecipeError
 from data.storage import MANIFEST, write_json
@@ -266,7 +267,8 @@ def test_the_default_store_is_a_file_beside_the_runs() -> None:
 
 def test_a_path_alone_is_a_file_of_sqlite() -> None:
     settings = ServeSettings.model_validate({"histories": {"path": "h.sqlite"}, "updates": {"path": "u.sqlite"}})
-    assert settings.histories is not None and settings.updates is not None
+    assert settings.histories is not None
+    assert settings.updates is not None
     assert (settings.histories.kind, settings.updates.kind) == ("sqlite", "sqlite")
     with pytest.raises(ValidationError, match="port"):
         ServeSettings.model_validate({"histories": {"port": 1}})
