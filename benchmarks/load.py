@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+# Before a client asks again, and twice, three times as long before the next time.
+RETRY_SECONDS = 0.1
+
 
 @dataclass
 class Load:
@@ -98,8 +101,9 @@ async def _ask_for(
                     connection[1].close()
                     connection = await _connected(address, began + seconds)
                 found.broken += status == 0
-                if status or attempt == retries:
+                if status:
                     break
+                await asyncio.sleep(RETRY_SECONDS * (attempt + 1))
             found.add(status, time.perf_counter() - asked)
             if on_answer is not None and status == 200:
                 on_answer(chosen, content)
