@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 # Before a client asks again, and twice, three times as long before the next time.
-RETRY_SECONDS = 0.1
+RETRY_SECONDS = 0.5
 
 
 @dataclass
@@ -99,11 +99,11 @@ async def _ask_for(
                 status, stays, content = await _asked(connection, requests[chosen])
                 if not stays:
                     connection[1].close()
+                    await asyncio.sleep(0 if status else RETRY_SECONDS * (attempt + 1))
                     connection = await _connected(address, began + seconds)
                 found.broken += status == 0
                 if status:
                     break
-                await asyncio.sleep(RETRY_SECONDS * (attempt + 1))
             found.add(status, time.perf_counter() - asked)
             if on_answer is not None and status == 200:
                 on_answer(chosen, content)
