@@ -100,7 +100,11 @@ async def _ask_for(
                 if not stays:
                     connection[1].close()
                     await asyncio.sleep(0 if status else RETRY_SECONDS * (attempt + 1))
-                    connection = await _connected(address, began + seconds)
+                    try:
+                        connection = await _connected(address, began + seconds)
+                    except OSError:  # nothing listens any more
+                        found.add(0, time.perf_counter() - asked)
+                        return
                 found.broken += status == 0
                 if status:
                     break
