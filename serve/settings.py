@@ -29,7 +29,30 @@ class Batching(Settings):
     max_batch_size: int = Field(32, ge=1, description="requests of one forward pass")
 
 
-class Holders(Settings):
+class CompiledShapes(Settings):
+    """Sizes of batches that the encoder is compiled for (torch.compile; on a GPU, CUDA graphs) before it answers.
+
+    A batch is padded to the smallest that holds it; one that none holds runs as it is. Every combination costs seconds
+    of start-up.
+    """
+
+    histories: tuple[int, ...] = Field((1, 8, 32), min_length=1, description="histories of a batch")
+    events: tuple[int, ...] = Field((), description="events of the longest; none: model.max_events alone")
+    instructions: tuple[int, ...] = Field(
+        (1,), min_length=1, description="instructions of a request, where the model takes conditions"
+    )
+
+
+class Encoding(Settings):
+    """How histories become query vectors."""
+
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of the encoder; bf16 moves scores by thousandths and wants a processor that has it"
+    )
+    compiled: CompiledShapes | None = Field(None, description="shapes to compile for; null compiles nothing")
+
+
+class Holders(Encoding):
     """Processes that each have a whole release in memory."""
 
     num_cpus: float = Field(1.0, ge=0, description="logical CPUs that Ray reserves for each")
