@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from data.encode import encode_histories
 from data.schema import TRAIN_EVENTS
 from modeling.hashed_table import HashedTable, id_hashes
 from serve.answer import (
@@ -138,7 +139,14 @@ class Engine:
 
     def query_vectors(self, queries: Sequence[EncodedQuery]) -> FloatArray:
         """One vector per branch query, [N, D], those of a query one after the other; see `QueryEncoder`."""
-        return self._encoder(queries)
+        histories = encode_histories(
+            [query.items_L for query in queries],
+            [query.times_L for query in queries],
+            [query.actions_L for query in queries],
+            [query.query_time for query in queries],
+            max_events=self.max_events,
+        )
+        return self._encoder(histories, [[one.code for one in query.instructions] for query in queries])
 
     def prepare(self) -> None:
         """Do before the first request what would slow it; to be called in the thread that will ask for vectors."""

@@ -6,6 +6,7 @@ from itertools import product
 from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -14,9 +15,9 @@ from torch.nn import functional
 from data.batch import Batch, collate, to_device
 from data.encode import EncodedHistories, encode_histories
 from modeling.retriever import Retriever
-from serve.answer import EncodedQuery, FloatArray
 from serve.settings import Encoding
 
+FloatArray = npt.NDArray[np.float32]
 Shape = tuple[int, int, int]  # histories, events, instructions of each
 
 
@@ -55,25 +56,22 @@ class QueryEncoder:
                 self._vectors(_empty_histories(1), np.zeros((1, 1), np.int64), shape)
         return time.perf_counter() - began
 
-    def __call__(self, queries: Sequence[EncodedQuery]) -> FloatArray:
-        """One vector of length 1 per branch query, [N, D], those of a query one after the other.
+    def __call__(self, histories: EncodedHistories, codes: Sequence[Sequence[int]]) -> FloatArray:
+        """One vector of length 1 per code, [N, D], those of a history one after the other.
 
-        The shared blocks run once per query, however many conditions it has. The vectors of a query
-        without known events mean nothing.
+        The shared blocks run once per history, however many codes it has. The vectors of a history
+        without events mean nothing.
+
+        Args:
+            codes: of the conditions that each history is asked for, at least one; 0 asks for nothing, and is all that a
+                model without conditions knows.
         """
-        histories = encode_histories(
-            [query.items_L for query in queries],
-            [query.times_L for query in queries],
-            [query.actions_L for query in queries],
-            [query.query_time for query in queries],
-            max_events=self._max_events,
-        )
-        counts = [len(query.instructions) for query in queries]
+        counts = [len(of_one) for of_one in codes]
         widest = max(counts)
         asked_QP = np.arange(widest) < np.array(counts)[:, None]
-        codes_QP = np.zeros((len(queries), widest), np.int64)
-        codes_QP[asked_QP] = [one.code for query in queries for one in query.instructions]
-        wanted = (len(queries), int(histories.lengths_B.max(initial=1)), widest)
+        codes_QP = np.zeros((len(counts), widest), np.int64)
+        codes_QP[asked_QP] = [code for of_one in codes for code in of_one]
+        wanted = (len(counts), int(histories.lengths_B.max(initial=1)), widest)
         query_QPD = self._vectors(histories, codes_QP, self._holding(wanted))
         query_ND: FloatArray = query_QPD[asked_QP]
         return query_ND
