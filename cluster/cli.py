@@ -5,12 +5,14 @@ release, 5 training, 6 machine, 7 endpoint (`data.errors`), 130 interrupted.
 """
 
 import sys
+from functools import partial
 from typing import Any
 
 import click
 
 from cluster import floors
-from cluster.command_line import Farsight, command, pairs_of, recipe_of, recipe_words, show
+from cluster.command_line import Farsight, command, pairs_of, recipe_of, recipe_words, show, work_in
+from cluster.job_commands import JOBS
 from cluster.output import Output, keep_standard_output_clean
 from cluster.serving_commands import SEEN, SERVING
 from cluster.tables import (
@@ -27,12 +29,15 @@ CONDITION = click.Choice(["oracle", "favourite", "rare"])
 
 @click.group(cls=Farsight, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="farsight")
-def cli() -> None:
+@click.option("--storage", metavar="DIR", help="Where relative paths start, but for a RECIPE's; the working directory.")
+@click.pass_context
+def cli(context: click.Context, storage: str | None) -> None:
     """Generative retrieval, from log files to a served endpoint, on Ray.
 
     A RECIPE is a YAML file, or the name of one that is shipped: demo, smoke, movielens_1m_cpu, climber_pilot_pretrain,
     climber_pilot_sft. Every setting can be given on the command line as section.name=value.
     """
+    work_in(context, storage)
 
 
 @cli.command()
@@ -184,18 +189,39 @@ def benchmark(suite: str, **chosen: Any) -> None:
     show(floors.start(floors.BENCHMARK, suite=suite, **chosen), print_suite)
 
 
+for of_clusters in JOBS:
+    cli.add_command(of_clusters)
+
+
 @cli.command()
 @click.argument("path", type=click.Path(), default="runs")
+@click.option("--cluster", "of_cluster", is_flag=True, help="Check every node of a Ray cluster instead.")
+@click.option("--address", help="Of its dashboard, http://HEAD:8265, or of the cluster this machine belongs to.")
+@click.option("--profile", "profile_name", help="Profile whose variables the check gets; with a dashboard's address.")
+@click.option("--storage", metavar="DIR", help="Directory that all nodes share.")
+@click.option("--dataset", metavar="DIR", help="Prepared dataset to stream; a tiny one is made by default.")
+@click.option("--max-skew", default=1.0, show_default=True, help="Seconds that the nodes' clocks may differ.")
+@click.option("--seconds", default=60.0, show_default=True, help="Time limit of each step of a cluster's check.")
 @command
-def doctor(path: str) -> None:
+def doctor(path: str, of_cluster: bool, **chosen: Any) -> None:
     """Check this machine: versions, accelerator, storage at PATH, and that the packages are this tree's.
 
+    With --cluster every node: equal versions and sources, GPUs and drivers, clocks, shared storage, an all-reduce over
+    the nodes, and how long the first batch of training takes.
+
     Example: farsight doctor runs
+
+    Example: farsight doctor --cluster --address http://head:8265 --storage /mnt/farsight
     """
-    result = floors.start("cluster.doctor:run", path=path)
-    show(result, print_checks)
+    if of_cluster:
+        result = floors.start("cluster.doctor_job:run", **chosen)
+        place = "this cluster"
+    else:
+        result = floors.start("cluster.doctor:run", path=path)
+        place = "this machine"
+    show(result, partial(print_checks, place.capitalize()))
     if not result["ok"]:
-        raise MachineError("this machine lacks something that Farsight needs: see the rows marked 'broken'")
+        raise MachineError(f"{place} lacks something that Farsight needs: see the rows marked 'broken'")
 
 
 def main() -> None:

@@ -1,15 +1,19 @@
 """What every subcommand shares: errors as one line and an exit code, `--json`, recipes on the command line."""
 
+import contextlib
 import functools
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
 from cluster.output import Output, set_up_logging
-from data.errors import FarsightError
+from data.errors import FarsightError, MachineError
 
 INTERRUPTED = 130
+STARTED_IN = "farsight.started_in"
 
 Command = Callable[..., Any]
 
@@ -60,6 +64,25 @@ def show(result: dict[str, Any], table: Callable[[dict[str, Any]], None] | None 
     output.write(result, as_json=context.params["as_json"])
 
 
+def work_in(context: click.Context, storage: str | None) -> None:
+    """Make `--storage` the working directory while the command runs; `started_in` tells where it was begun."""
+    if storage is None:
+        return
+    if not Path(storage).is_dir():
+        raise MachineError(
+            f"--storage {storage}: no such directory on {os.uname().nodename}; give one that every node of the "
+            "cluster shares, or mount it here"
+        )
+    context.meta[STARTED_IN] = Path.cwd()
+    context.with_resource(contextlib.chdir(storage))
+
+
+def started_in() -> Path:
+    """The directory that the command was begun in, which the path of a RECIPE starts from."""
+    found: Path = click.get_current_context().meta.get(STARTED_IN, Path())
+    return found
+
+
 def recipe_of(words: tuple[str, ...], *, required: bool = False) -> dict[str, Any]:
     """The recipe of `[RECIPE] [a.b=c ...]`."""
     # Here and not above: pydantic and yaml take longer to load than all the rest of `farsight --help`.
@@ -68,7 +91,7 @@ def recipe_of(words: tuple[str, ...], *, required: bool = False) -> dict[str, An
     name, overrides = split_words(words)
     if required and name is None:
         raise click.UsageError("Missing argument 'RECIPE': a path that ends in .yaml, or the name of a shipped recipe.")
-    return read_recipe(name, overrides)
+    return read_recipe(name, overrides, started_in())
 
 
 def pairs_of(values: tuple[str, ...], option: str) -> dict[str, str]:

@@ -12,8 +12,8 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,9 +68,15 @@ def run(path: str = "runs") -> dict[str, Any]:
     """
     checks = [_python(), *_requirements(), _faiss(), _tree(), _accelerator(), _processor(), _memory()]
     checks += [_shared_memory(), _storage(Path(path)), _compiler(), _ray_address()]
-    rows = [{**asdict(check), "what to do": check.advice} for check in checks]
-    for row in rows:
-        del row["advice"]
+    return report_of(checks)
+
+
+def report_of(checks: Sequence[Check]) -> dict[str, Any]:
+    """`ok`, and `checks`: a row each."""
+    rows = [
+        {"check": check.check, "state": check.state, "found": check.found, "what to do": check.advice}
+        for check in checks
+    ]
     return {"ok": all(check.state != "broken" for check in checks), "checks": rows}
 
 
@@ -174,6 +180,8 @@ def _tree() -> Check:
         found = importlib.util.find_spec(name)
         origins[name] = Path(found.origin).resolve().parents[1] if found and found.origin else None
     strays = {name: place for name, place in origins.items() if place != TREE}
+    if strays and all(place is not None and "py_modules_files" in place.parts for place in origins.values()):
+        return Check("tree", "ok", "shipped by Ray, one package at a time")
     if strays:
         name, place = next(iter(strays.items()))
         remedy = f"uninstall what else provides {name}, or put {TREE} first on PYTHONPATH"

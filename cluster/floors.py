@@ -24,6 +24,8 @@ PREDICT = "serve.predict:run"
 RETRIEVE = "serve.client:run"
 BENCHMARK = "cluster.benchmark:run"
 COMPARE = "trainer.significance:compare"
+ALL_REDUCE = "trainer.cluster_check:all_reduce"
+FIRST_BATCH = "trainer.cluster_check:first_batch"
 
 
 def start(entry: str, /, **arguments: Any) -> dict[str, Any]:

@@ -16,8 +16,11 @@ def shipped_recipes() -> dict[str, Path]:
     return {file.stem: file for file in sorted(FOLDER.glob("*.yaml"))}
 
 
-def find_recipe(name: str) -> Path:
+def find_recipe(name: str, folder: str | Path = "") -> Path:
     """The file of a recipe given as a path or as the name of a shipped one.
+
+    Args:
+        folder: where relative paths begin; the working directory by default.
 
     Raises:
         RecipeError: neither a file nor a shipped name.
@@ -25,7 +28,7 @@ def find_recipe(name: str) -> Path:
     path = Path(name)
     # A bare word is a name first: a folder `demo` in the working directory must not shadow the recipe.
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        return path
+        return Path(folder) / path
     shipped = shipped_recipes()
     if name not in shipped:
         raise RecipeError(
@@ -34,13 +37,13 @@ def find_recipe(name: str) -> Path:
     return shipped[name]
 
 
-def read_recipe(name: str | None, overrides: Sequence[str] = ()) -> Recipe:
-    """Load a recipe by path or name with its overrides; no name means every default.
+def read_recipe(name: str | None, overrides: Sequence[str] = (), folder: str | Path = "") -> Recipe:
+    """Load a recipe by path or name, from `folder` on, with its overrides; no name means every default.
 
     Raises:
         RecipeError: see `find_recipe` and `data.settings.load_recipe`.
     """
-    return load_recipe(find_recipe(name or DEFAULTS), overrides)
+    return load_recipe(find_recipe(name or DEFAULTS, folder), overrides)
 
 
 def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:

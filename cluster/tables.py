@@ -107,9 +107,25 @@ def print_releases(result: dict[str, Any]) -> None:
     print_table(f"Releases of {result['registry']}, newest first", _filled(columns, rows), rows)
 
 
-def print_checks(result: dict[str, Any]) -> None:
+def print_jobs(result: dict[str, Any]) -> None:
+    """Jobs of a cluster, newest first."""
+    rows = [
+        {
+            **job,
+            "id": job["submission_id"],
+            "exit": job["exit_code"],
+            "started": job["started"] and _moment(int(job["started"])),
+            "seconds": job["seconds"] and round(job["seconds"]),
+            "command": job["command"].removeprefix("python -m cluster.cli "),
+        }
+        for job in result["jobs"]
+    ]
+    print_table("Jobs, newest first", ["id", "status", "exit", "started", "seconds", "command"], rows)
+
+
+def print_checks(title: str, result: dict[str, Any]) -> None:
     """The rows of doctor."""
-    print_table("This machine", ["check", "state", "found", "what to do"], result["checks"])
+    print_table(title, ["check", "state", "found", "what to do"], result["checks"])
 
 
 def print_answer(answer: dict[str, Any]) -> None:

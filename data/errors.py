@@ -10,6 +10,7 @@
     ├── TrainingError             5   a run that cannot go on
     │   └── NonFiniteLoss         5
     ├── MachineError              6   too few resources, missing packages, unwritable storage
+    │   └── ClusterError          6   a Ray cluster refused, or did not answer
     └── EndpointError             7   a running endpoint refused or did not answer
 
 Each message says what was found, what was expected and what to do. The command line prints the
@@ -71,6 +72,10 @@ class MachineError(FarsightError):
     """The machine or cluster lacks what the command needs."""
 
     exit_code: ClassVar[int] = 6
+
+
+class ClusterError(MachineError):
+    """A Ray cluster refused what was asked of it, or did not answer."""
 
 
 class EndpointError(FarsightError):

@@ -18,8 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
+from data.progress import counter, progress
 from data.schema import LOG_SCHEMA
 from data.settings import Recipe, read_section
 from data.simulate_settings import SimulateSettings
@@ -100,7 +100,7 @@ def _simulate(world: World, spill: Path, oracle_path: Path) -> int:
     num_requests = 0
     with (
         pq.ParquetWriter(oracle_path, ORACLE_SCHEMA) as oracle,
-        tqdm(total=settings.num_users, desc="simulate", unit="user", disable=None) as progress,
+        counter(doing="simulate", unit="user", total=settings.num_users) as bar,
     ):
         for start in range(0, settings.num_users, chunk):
             users_U = np.arange(start, min(start + chunk, settings.num_users))
@@ -110,7 +110,7 @@ def _simulate(world: World, spill: Path, oracle_path: Path) -> int:
             _set_aside(world, simulated, spill)
             if num_watched:
                 oracle.write_table(_oracle_table(world, simulated))
-            progress.update(len(users_U))
+            bar.update(len(users_U))
     return num_requests
 
 
@@ -138,7 +138,7 @@ def _write_shards(world: World, spill: Path, directory: Path) -> tuple[int, int]
     item_ids = world.item_ids()
     num_events = 0
     paths = sorted(spill.iterdir())
-    for shard, path in enumerate(tqdm(paths, desc="write shards", unit="shard", disable=None)):
+    for shard, path in enumerate(progress(paths, doing="write shards", unit="shard")):
         events = np.fromfile(path, _SPILLED)
         events = events[np.lexsort((events["order"], events["user"], events["time"]))]
         pq.write_table(_log_table(events, item_ids), directory / f"part-{shard:05d}.parquet")

@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any
 
 import ray.data
-from tqdm import tqdm
 
 from data import errors, session
 from data.errors import FarsightError
+from data.progress import progress
 
 # Of one execution; more only lengthen its lists.
 MAX_TASKS = 1024
@@ -63,7 +63,7 @@ def over_items(
                 num_gpus=actors.num_gpus,
             )
         # Our own bar, on stderr alone: Ray's goes to stdout, where a machine may read the answer.
-        for row in tqdm(outputs.iter_rows(), desc=doing, total=len(rows), unit="part", disable=None):
+        for row in progress(outputs.iter_rows(), doing=doing, total=len(rows), unit="part"):
             if row["error"]:
                 kind: type[FarsightError] = getattr(errors, row["error"])
                 raise kind(row["result"])

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Float32
-from tqdm import tqdm
 
 from data.cases import split_cases
 from data.dataset import PreparedDataset
 from data.errors import ArtifactError
+from data.progress import progress
 from data.settings import Recipe, read_section
 from data.storage import MANIFEST, file_hash, published_directory, read_manifest, write_json
 from modeling.artifact import Artifact
@@ -118,7 +118,7 @@ def item_vectors(retriever: Retriever, num_items: int, chunk_rows: int) -> Float
     starts = range(1, num_items + 1, chunk_rows)
     parts = []
     with torch.inference_mode():
-        for start in tqdm(starts, desc="item vectors", unit="chunk", disable=None):
+        for start in progress(starts, doing="item vectors", unit="chunk"):
             rows_C = torch.arange(start, min(start + chunk_rows, num_items + 1))
             parts.append(retriever.item_vectors(rows_C).float().numpy())
     return np.concatenate(parts)

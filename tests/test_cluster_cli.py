@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -33,7 +34,8 @@ SUBCOMMANDS = [
     "seed-histories",
     "retrieve",
 ]
-SUBCOMMANDS += ["benchmark", "doctor"]
+SUBCOMMANDS += ["benchmark", "submit", "jobs", "doctor"]
+NESTED = ["jobs list", "jobs logs", "jobs stop"]
 Started = list[tuple[str, dict[str, Any]]]
 
 
@@ -54,9 +56,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
     return calls
 
 
-@pytest.mark.parametrize("name", SUBCOMMANDS)
+@pytest.mark.parametrize("name", [name for name in [*SUBCOMMANDS, *NESTED] if name != "jobs"])
 def test_every_subcommand_has_help_with_an_example(name: str) -> None:
-    result = _farsight(name, "--help")
+    result = _farsight(*name.split(), "--help")
     assert result.exit_code == 0
     assert f"Example: farsight {name}" in result.output
     assert "--json" in result.output
@@ -64,6 +66,9 @@ def test_every_subcommand_has_help_with_an_example(name: str) -> None:
 
 def test_help_lists_the_commands_in_the_order_of_the_path() -> None:
     assert list(cli.commands) == SUBCOMMANDS
+    jobs = cli.commands["jobs"]
+    assert isinstance(jobs, click.Group)
+    assert [f"jobs {name}" for name in jobs.commands] == NESTED
 
 
 def test_help_is_quick_and_loads_neither_torch_nor_ray() -> None:
@@ -83,7 +88,7 @@ def test_help_is_quick_and_loads_neither_torch_nor_ray() -> None:
 
 def test_entry_points_are_where_the_command_line_looks_for_them() -> None:
     entries = [value for name, value in vars(floors).items() if name.isupper()]
-    assert len(entries) == 18
+    assert len(entries) == 20
     for entry in entries:
         module, _, function = entry.partition(":")
         text = (ROOT / (module.replace(".", "/") + ".py")).read_text() if not module.startswith("ray") else ""
@@ -96,6 +101,29 @@ def test_a_recipe_with_overrides_reaches_the_floor(started: Started) -> None:
     assert entry == "trainer.train:run"
     assert arguments["recipe"]["train"]["epochs"] == 3
     assert arguments["recipe"]["model"]["width"] == 8
+
+
+def test_with_a_storage_paths_start_there_and_the_recipe_is_still_found_from_here(
+    started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "storage").mkdir()
+    (tmp_path / "mine.yaml").write_text("simulate: {num_users: 7}\n")
+    monkeypatch.chdir(tmp_path)
+    places: list[Path] = []
+    record = floors.start
+
+    def stand(entry: str, /, **arguments: Any) -> dict[str, Any]:
+        places.append(Path.cwd())
+        return record(entry, **arguments)
+
+    monkeypatch.setattr(floors, "start", stand)
+    assert _farsight("--storage", "storage", "simulate", "--out", "log", "mine.yaml").exit_code == 0
+    assert places == [tmp_path / "storage"]
+    assert started[0][1]["recipe"] == {"simulate": {"num_users": 7}}
+    assert Path.cwd() == tmp_path
+    refused = _farsight("--storage", "nowhere", "simulate", "--out", "log")
+    assert refused.exit_code == 6
+    assert "--storage nowhere: no such directory on " in refused.stderr
 
 
 def test_without_a_recipe_every_setting_is_at_its_default(started: Started) -> None:

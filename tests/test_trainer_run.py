@@ -116,6 +116,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_batch_named(ray_session
 def test_a_plan_that_ray_could_never_start_is_refused(ray_session: None) -> None:
     with pytest.raises(MachineError, match=r"900 workers of 1 CPUs and Ray Data need 901 logical CPUs"):
         check_resources(WorkerSettings(num_workers=900))
+    with pytest.raises(MachineError, match="900 workers"):  # waited for, in vain
+        check_resources(WorkerSettings(num_workers=900, wait_minutes=0.01))
     if not torch.cuda.is_available():
         with pytest.raises(MachineError, match="workers need a GPU each"):
             check_resources(WorkerSettings(use_gpu=True))

@@ -22,13 +22,13 @@ import pyarrow.parquet as pq
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm import tqdm
 
 from data.batch import to_device
 from data.cases import Cases, split_cases
 from data.conditions import Conditions
 from data.dataset import PreparedDataset, Split
 from data.errors import ArtifactMismatch, DatasetError
+from data.progress import progress
 from data.ragged import IntArray
 from data.settings import Recipe, read_section
 from data.storage import MANIFEST, published_directory, write_json
@@ -127,7 +127,7 @@ def _rows(
             compliance, metrics = Compliance(conditions, settings.ks), UserMetrics()
             totals = evaluate_cases(
                 scorer,
-                tqdm(asked, desc=name, unit="batch", disable=None),
+                progress(asked, doing=name, unit="batch"),
                 num_rows=len(conditions.first_seen_V),
                 ks=settings.ks,
                 remove_seen=settings.seen == "removed",

@@ -8,11 +8,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from tqdm import tqdm
 
 from data.cases import Cases, split_cases
 from data.dataset import PreparedDataset, Split
 from data.errors import DatasetError, RecipeError
+from data.progress import progress
 from data.settings import Recipe, read_section
 from data.storage import MANIFEST, published_directory, write_json
 from modeling.artifact import Artifact
@@ -149,7 +149,7 @@ def _row(
     beyond = BeyondAccuracy(facts, settings.ks, horizon=settings.horizon)
     totals = evaluate_cases(
         scorer,
-        tqdm(cases, desc=f"evaluate {name}", unit="batch", disable=None),
+        progress(cases, doing=f"evaluate {name}", unit="batch"),
         num_rows=prepared.num_rows,
         ks=settings.ks,
         remove_seen=settings.seen == "removed",

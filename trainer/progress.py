@@ -1,14 +1,15 @@
 """A progress bar for a run whose work happens in other processes: it follows the run's figures."""
 
 import json
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from data.progress import SECONDS_PER_LINE, counter
 from trainer.telemetry import FILE_NAME
 
 POLL_SECONDS = 1.0
@@ -16,15 +17,13 @@ POLL_SECONDS = 1.0
 
 @contextmanager
 def progress_bar(run_dir: str | Path, *, total_batches: int) -> Iterator[None]:
-    """Show batches, loss and the best validation while the body runs; nothing where stderr is no terminal."""
-    bar: Any = tqdm(total=total_batches, desc="train", unit="batch", disable=None)
-    if bar.disable:
-        yield
-        return
-    done, follower = threading.Event(), Follower(Path(run_dir) / FILE_NAME)
+    """Show batches, loss and the best validation while the body runs."""
+    bar: Any = counter(doing="train", unit="batch", total=total_batches)
+    seconds = POLL_SECONDS if sys.stderr.isatty() else SECONDS_PER_LINE
+    done, follower, began = threading.Event(), Follower(Path(run_dir) / FILE_NAME), time.monotonic()
 
     def follow() -> None:
-        while not done.wait(POLL_SECONDS):
+        while not done.wait(seconds):
             _show(bar, follower)
 
     thread = threading.Thread(target=follow, daemon=True)
@@ -34,7 +33,8 @@ def progress_bar(run_dir: str | Path, *, total_batches: int) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-        _show(bar, follower)
+        if time.monotonic() - began >= seconds:  # a short run leaves no line in a log
+            _show(bar, follower)
         bar.close()
 
 

@@ -73,6 +73,9 @@ class WorkerSettings(Settings):
     threads_per_worker: int | None = Field(
         None, ge=1, description="torch threads per worker; None shares the machine's cores between its workers"
     )
+    wait_minutes: float = Field(
+        0, ge=0, description="minutes to wait for nodes that an autoscaler starts; 0: refuse what there is no room for"
+    )
     max_failures: int = Field(2, ge=0, description="restarts from the last checkpoint after a worker died")
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 import ray.exceptions
 import ray.train
+import ray.util
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
@@ -143,12 +144,18 @@ def _summary(artifact: Artifact, run_dir: Path) -> dict[str, Any]:
 def check_resources(workers: WorkerSettings) -> None:
     """Refuse a plan that Ray could never start, even with the fewest workers, instead of waiting for ever.
 
+    With `wait_minutes` an autoscaler is asked for what is missing first.
+
     Raises:
         MachineError: naming what there is, what is needed, and what to change.
     """
-    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
     num_workers = workers.min_workers or workers.num_workers
     need_cpus = num_workers * workers.cpus_per_worker + DATA_CPUS
+    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+    lacking = have.get("CPU", 0) < need_cpus or (workers.use_gpu and have.get("GPU", 0) < num_workers)
+    if lacking and workers.wait_minutes:
+        _wait_for_nodes(num_workers, workers)
+        have = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
     if have.get("CPU", 0) < need_cpus:
         raise MachineError(
             f"{num_workers} workers of {workers.cpus_per_worker:g} CPUs and Ray Data need {need_cpus:g} "
@@ -159,6 +166,20 @@ def check_resources(workers: WorkerSettings) -> None:
             f"{num_workers} workers need a GPU each, and Ray has {have.get('GPU', 0):g}; lower "
             "train.workers.num_workers or set train.workers.use_gpu=false"
         )
+
+
+def _wait_for_nodes(num_workers: int, workers: WorkerSettings) -> None:
+    """Let Ray want the workers' room until it is there; that is what an autoscaler starts nodes for."""
+    logger.info("waiting up to %g minutes for nodes with room for %d workers", workers.wait_minutes, num_workers)
+    room = [resources_of(workers)] * num_workers
+    wanted = ray.util.placement_group([*room, {"CPU": DATA_CPUS}])
+    wanted.wait(timeout_seconds=workers.wait_minutes * 60)
+    ray.util.remove_placement_group(wanted)
+
+
+def resources_of(workers: WorkerSettings) -> dict[str, float]:
+    """What Ray reserves for each worker."""
+    return {"CPU": workers.cpus_per_worker, **({"GPU": 1} if workers.use_gpu else {})}
 
 
 def _claim(run_dir: Path, identity: dict[str, Any]) -> str:
@@ -211,7 +232,7 @@ def _fit(
             if workers.min_workers
             else workers.num_workers,
             use_gpu=workers.use_gpu,
-            resources_per_worker={"CPU": workers.cpus_per_worker, **({"GPU": 1} if workers.use_gpu else {})},
+            resources_per_worker=resources_of(workers),
         ),
         run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the signature of Train V1
             name=RAY,
