@@ -27,7 +27,7 @@ SECTIONS_OF = {
     "ingest": {"ingest": "data.ingest_settings:IngestSettings"},
     "train": TRAINING,
     "evaluate": {"evaluate": "trainer.settings:EvaluateSettings"},
-    "index": {"index": "serve.settings:IndexSettings"},
+    "index": {"index": "serve.index.settings:IndexSettings"},
     "serve": {"serve": "serve.settings:ServeSettings"},
     "deploy": {"serve": "serve.settings:ServeSettings"},
     "predict": {"predict": "serve.predict_settings:PredictSettings"},
