@@ -11,6 +11,7 @@ import click
 
 from cluster import floors
 from cluster.command_line import Farsight, command, pairs_of, recipe_of, recipe_words, show
+from cluster.dashboard_commands import dashboards
 from cluster.output import Output, keep_standard_output_clean
 from cluster.serving_commands import SEEN, SERVING
 from cluster.tables import (
@@ -182,6 +183,9 @@ def benchmark(suite: str, **chosen: Any) -> None:
     Example: farsight benchmark smoke
     """
     show(floors.start(floors.BENCHMARK, suite=suite, **chosen), print_suite)
+
+
+cli.add_command(dashboards)
 
 
 @cli.command()

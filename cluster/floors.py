@@ -24,6 +24,8 @@ PREDICT = "serve.predict:run"
 RETRIEVE = "serve.client:run"
 BENCHMARK = "cluster.benchmark:run"
 COMPARE = "trainer.significance:compare"
+GRAFANA = "cluster.dashboards.write:grafana"
+PROMETHEUS = "cluster.dashboards.write:prometheus"
 
 
 def start(entry: str, /, **arguments: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cluster.dashboards.settings import AlertSettings
 from cluster.recipe_files import DEFAULTS, find_recipe, read_recipe, shipped_recipes, split_words
 from data.errors import RecipeError
 from data.ingest_settings import IngestSettings
@@ -24,6 +25,7 @@ KINDS: dict[str, type[Settings]] = {
     "index": IndexSettings,
     "serve": ServeSettings,
     "predict": PredictSettings,
+    "alerts": AlertSettings,
 }
 RECIPES = [name for name in shipped_recipes() if name != DEFAULTS]
 
