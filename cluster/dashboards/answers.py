@@ -153,7 +153,7 @@ DRIFT = Row(
         Panel(
             "Unknown items",
             f"Share of the events of histories whose item the release lacks, over {DRIFT_WINDOW}, beside the share of "
-            "the release's own held-out events that were of items without a training event. It grows as the release ages.",
+            "the release's own held-out events whose item had no training event. It grows as the release ages.",
             (
                 Query(unknown_share(HERE, DRIFT_WINDOW), "now {{cluster}}"),
                 Query(f"max by (release) (ray_farsight_release_unknown_ratio{{{HERE}}})", "held out, {{release}}"),

@@ -27,9 +27,8 @@ def configuration(
         alertmanagers: HOST:PORT of each.
         haproxy: read HAProxy's own metrics, too, on every node.
     """
-    label = {"cluster": cluster}
     found: dict[str, Any] = (
-        {"static_configs": [{"targets": list(targets), "labels": label}]}
+        {"static_configs": [{"targets": list(targets)}]}
         if targets
         else {"file_sd_configs": [{"files": [discovery], "refresh_interval": "30s"}]}
     )
