@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster import floors
-from cluster.provenance import commit, surroundings
 from cluster.suite import DataSettings, ModelSettings, SuiteSettings, import_arguments, load_suite, row_recipe
 from cluster.suite_report import write_report
 from data.errors import RecipeError
+from data.provenance import commit, surroundings
 from data.settings import Recipe, apply_override
 from data.storage import MANIFEST, write_json
 

@@ -36,11 +36,15 @@ class RunFacts:
     resumed_at: int | None = None  # step of the checkpoint that the attempt goes on from; None at the first start
 
 
+class Degraded(Exception):
+    """Raised by a tracker that goes on, but otherwise than asked; the message says how."""
+
+
 class Tracker(Protocol):
     """One place that keeps what a run reports."""
 
     def start(self, run: RunFacts) -> None:
-        """Begin a run, or go on with one of the same id."""
+        """Begin a run, or go on with one of the same id. If it raises, and not `Degraded`, nothing follows."""
 
     def log(self, figures: Mapping[str, float], axes: Mapping[str, int]) -> None:
         """Keep figures of one moment: by `GROUP/NAME`, and by those of `AXES` that the run has."""

@@ -1,4 +1,4 @@
-"""A run's whole record as JSON lines in `tracking.jsonl` of its directory: for scripts, and for trackers of one's own."""
+"""The whole record of a run as JSON lines, in `tracking.jsonl` of its directory: for scripts and tools of one's own."""
 
 import json
 import time

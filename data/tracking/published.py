@@ -45,8 +45,15 @@ class Published:
         for name in ("content_hash", "release_id"):
             if name in self.manifest:
                 return str(self.manifest[name])
-        hashes = self.manifest.get("files") or self.manifest.get("hashes") or {}
-        return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.hashes(), sort_keys=True).encode()).hexdigest()
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of each file by relative path, as its manifest and those of the pieces in it state them."""
+        found = dict(self.manifest.get("files") or self.manifest.get("hashes") or {})
+        for place in sorted(self.directory.glob(f"*/{MANIFEST}")):
+            inner = Published.of(place.parent)
+            found |= {f"{place.parent.name}/{name}": value for name, value in inner.hashes().items()}
+        return found
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each file by relative path, the manifest left out."""

@@ -6,6 +6,8 @@ from pydantic import Field
 
 from data.settings import Settings
 
+TrackerName = Literal["wandb", "mlflow", "tensorboard", "jsonl"]
+
 
 class WandbSettings(Settings):
     """W&B. Its key comes from WANDB_API_KEY or `wandb login`, never from a recipe."""
@@ -29,10 +31,15 @@ class MlflowSettings(Settings):
 class TrackingSettings(Settings):
     """Where the figures of a run go, besides `metrics.jsonl` in its directory."""
 
-    to: tuple[Literal["wandb", "mlflow", "tensorboard", "jsonl"], ...] = Field(
-        ("wandb",), description="trackers, several at once or none; on rank 0 only"
-    )
+    to: tuple[TrackerName, ...] = Field(("wandb",), description="trackers, several at once or none; on rank 0 only")
     project: str = Field("farsight", description="project of W&B, experiment of MLflow")
+    group: str | None = Field(
+        None, description="what belongs together, as one product's nightly runs: group of W&B, prefix of artifact names"
+    )
     every_steps: int = Field(20, ge=1, description="batches per worker between two rows of figures")
+    upload: bool = Field(
+        False,
+        description="send the files of artifacts, indexes and releases, instead of where they lie and their hashes",
+    )
     wandb: WandbSettings = Field(WandbSettings(), description="W&B")
     mlflow: MlflowSettings = Field(MlflowSettings(), description="MLflow")
