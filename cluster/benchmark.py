@@ -139,8 +139,9 @@ def _recipe(row: Row, settings: SuiteSettings, out: Path, overrides: Sequence[st
 
 def _settled(recipe: Recipe) -> Recipe:
     """A recipe without what may differ between two measurements of one row: where it runs and who watches."""
-    places = ("dataset", "run_dir", "workers", "tracking")
-    return {**recipe, "train": {name: value for name, value in recipe.get("train", {}).items() if name not in places}}
+    places = ("dataset", "run_dir", "workers")
+    train = {name: value for name, value in recipe.get("train", {}).items() if name not in places}
+    return {**{name: section for name, section in recipe.items() if name != "tracking"}, "train": train}
 
 
 def _command(row: Row, suite: str, model: ModelSettings, overrides: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ Names of figures are the same in all trackers: `GROUP/NAME` in letters, digits a
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from data.tracking.published import Published
 
@@ -40,6 +40,7 @@ class Degraded(Exception):
     """Raised by a tracker that goes on, but otherwise than asked; the message says how."""
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """One place that keeps what a run reports."""
 

@@ -35,8 +35,7 @@ class Mlflow:
         from mlflow import MlflowClient  # slow to import
 
         uri = self._settings.mlflow.uri
-        if uri is None:
-            uri = os.environ.get("MLFLOW_TRACKING_URI") or LOCAL + str(run.directory / "mlflow" / "mlflow.db")
+        assert uri is not None, "data.tracking.build settles it"
         if uri.startswith(LOCAL):
             Path(uri.removeprefix(LOCAL)).parent.mkdir(parents=True, exist_ok=True)
         self._client = MlflowClient(tracking_uri=uri)
