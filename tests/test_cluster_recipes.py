@@ -11,6 +11,7 @@ from data.errors import RecipeError
 from data.ingest_settings import IngestSettings
 from data.settings import SECTIONS, Settings, read_section
 from data.simulate_settings import SimulateSettings
+from data.tracking.settings import TrackingSettings
 from modeling.settings import ModelSettings
 from serve.predict_settings import PredictSettings
 from serve.settings import IndexSettings, ServeSettings
@@ -25,6 +26,7 @@ KINDS: dict[str, type[Settings]] = {
     "index": IndexSettings,
     "serve": ServeSettings,
     "predict": PredictSettings,
+    "tracking": TrackingSettings,
     "alerts": AlertSettings,
 }
 RECIPES = [name for name in shipped_recipes() if name != DEFAULTS]
