@@ -53,16 +53,16 @@ class Recorder:
             arguments = (self._instruments, self._standing, self._lock, self._stopped)
             threading.Thread(target=_set_again, args=arguments, name="gauges", daemon=True).start()
 
-    def add(self, metric: Metric, count: float, **labels: str) -> None:
+    def add(self, metric: Metric, count: float, /, **labels: str) -> None:
         """Count."""
         if count:  # Ray refuses to add nothing
             self._instruments[metric.name].inc(count, labels)
 
-    def observe(self, metric: Metric, value: float, **labels: str) -> None:
+    def observe(self, metric: Metric, value: float, /, **labels: str) -> None:
         """Put a value into a histogram."""
         self._instruments[metric.name].observe(value, labels)
 
-    def set(self, metric: Metric, value: float, **labels: str) -> None:
+    def set(self, metric: Metric, value: float, /, **labels: str) -> None:
         """Set a gauge, until it is set again or this is closed."""
         with self._lock:
             self._standing[metric.name, tuple(labels.items())] = value

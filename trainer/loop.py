@@ -11,6 +11,7 @@ import torch
 
 from data.batch import Batch
 from data.errors import NonFiniteLoss
+from data.tracking.contract import NOT_FINITE
 from trainer.checkpoints import report_checkpoint
 from trainer.engine import plain_weights
 from trainer.step import train_step
@@ -45,7 +46,7 @@ def train_worker(config: dict[str, Any]) -> None:
         failed = False
     except NonFiniteLoss as error:
         if worker.telemetry is not None:
-            worker.telemetry.tracking.alert("The loss is not finite", str(error))
+            worker.telemetry.tracking.alert(NOT_FINITE, str(error))
         raise
     finally:
         if worker.telemetry is not None:
@@ -121,7 +122,9 @@ def _save_inside_epoch(worker: Worker, events: int) -> None:
     if worker.consumed is not None and worker.ranks.rank == 0:
         own = pa.concat_tables([worker.consumed, own])
     state = replace(worker.state, events=worker.state.events + int(worker.ranks.sum(torch.tensor(events))))
+    began = time.perf_counter()
     report_checkpoint(worker.engine, plain_weights(worker.engine), state, worker.ranks, {}, worker.table, position=own)
+    worker.saved(time.perf_counter() - began)
 
 
 def _aligned(batches: Iterator[Batch], worker: Worker) -> Iterator[tuple[Batch, float]]:

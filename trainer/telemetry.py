@@ -29,8 +29,8 @@ def read_figures(run_dir: str | Path) -> list[dict[str, Any]]:
 
 
 class Telemetry:
-    """Writes rows `{"kind": "start" | "step" | "epoch" | "validation", "step": ..., ...}` as they come, and tells the
-    run's trackers.
+    """Writes rows `{"kind": "start" | "step" | "epoch" | "validation" | "checkpoint", "step": ..., ...}` as they come,
+    and tells the run's trackers.
 
     A run that resumes from step s first drops the rows past s, so that a step never stands twice.
 

@@ -42,7 +42,9 @@ def validate_and_save(worker: Worker) -> None:
         if shown:
             axes = {GLOBAL_STEP: state.step, EPOCH: state.epoch, EVENTS_SEEN: seen}
             worker.telemetry.tracking.table(TABLE, COLUMNS, examples.rows(worker.dataset), axes)
+    began = time.perf_counter()
     report_checkpoint(worker.engine, weights, state, ranks, metrics, worker.table)
+    worker.saved(time.perf_counter() - began)
 
 
 def _validate(worker: Worker, weights: Mapping[str, torch.Tensor], examples: ExampleRetrievals) -> Totals:

@@ -57,6 +57,11 @@ class Worker:
         """
         return self.state.epoch * self.targets_per_epoch + self.state.events + int(self.ranks.sum(torch.tensor(own)))
 
+    def saved(self, seconds: float) -> None:
+        """Report that a checkpoint was saved, in so many seconds."""
+        if self.telemetry is not None:
+            self.telemetry.write("checkpoint", self.state.step, epoch=self.state.epoch, seconds=seconds)
+
 
 def set_up_worker(config: dict[str, Any]) -> Worker:
     """Build one rank's part of a run and load the newest checkpoint, if there is one. A collective.

@@ -75,3 +75,7 @@ def _tracker(name: TrackerName, settings: TrackingSettings) -> Tracker:
             from data.tracking.on_tensorboard import TensorBoard
 
             return TensorBoard()
+        case "prometheus":
+            from data.tracking.on_prometheus import Prometheus
+
+            return Prometheus()

@@ -21,6 +21,9 @@ EPOCH = "epoch"  # epochs since the run began, complete or under way
 EVENTS_SEEN = "events_seen"  # training targets since the run began, over all workers
 AXES = (GLOBAL_STEP, EPOCH, EVENTS_SEEN)
 
+# Title of the alert that a loss is not finite.
+NOT_FINITE = "The loss is not finite"
+
 Step = Literal["ingest", "train", "evaluate", "index", "release", "pipeline"]
 
 

@@ -21,6 +21,7 @@ FIGURES = {
     "system/gpu_memory_gib": "peak memory allocated on rank 0's GPU, GiB",
     "system/gpu_utilisation": "share of the last moment in which rank 0's GPU computed; needs nvidia-ml-py",
     "system/workers": "workers of the attempt",
+    "system/checkpoint_seconds": "seconds to save a checkpoint and hand it to Ray Train",
     "system/train_seconds": "seconds spent training and validating, all attempts together",
     "eval/users": "users of the validation",
     "eval/seconds": "seconds of the validation",
@@ -34,8 +35,12 @@ RANKING_METRICS = {
     "mrr": "mean of 1 / rank of the first target, 0 beyond K",
 }
 _GROUPS = {name.partition("/")[2]: name.partition("/")[0] for name in FIGURES}
-_BY_KIND = {"step": "train", "validation": "eval", "epoch": "data", "start": "system"}
-_RENAMED = {("epoch", "events"): "data/epoch_targets", ("validation", "train_seconds"): "system/train_seconds"}
+_BY_KIND = {"step": "train", "validation": "eval", "epoch": "data", "start": "system", "checkpoint": "system"}
+_RENAMED = {
+    ("epoch", "events"): "data/epoch_targets",
+    ("validation", "train_seconds"): "system/train_seconds",
+    ("checkpoint", "seconds"): "system/checkpoint_seconds",
+}
 # Of a row, what says when: the axes of `data.tracking.contract`, and what only the run's own file needs.
 _NO_FIGURES = {"epoch", "events_seen", "windows"}
 
@@ -50,7 +55,7 @@ def tracked_figures(kind: str, figures: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of one row of `metrics.jsonl` under their names in trackers.
 
     Args:
-        kind: of the row: start, step, epoch, validation.
+        kind: of the row: start, step, epoch, validation, checkpoint.
     """
     result = {}
     for name, value in figures.items():

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from data.settings import Settings
 
-TrackerName = Literal["wandb", "mlflow", "tensorboard", "jsonl"]
+TrackerName = Literal["wandb", "mlflow", "tensorboard", "jsonl", "prometheus"]
 
 
 class WandbSettings(Settings):
@@ -30,7 +30,9 @@ class MlflowSettings(Settings):
 class TrackingSettings(Settings):
     """Where the figures of a run go, besides `metrics.jsonl` in its directory."""
 
-    to: tuple[TrackerName, ...] = Field(("wandb",), description="trackers, several at once or none")
+    to: tuple[TrackerName, ...] = Field(
+        ("wandb", "prometheus"), description="trackers, several at once or none; prometheus: of training, through Ray"
+    )
     project: str = Field("farsight", description="project of W&B, experiment of MLflow")
     group: str | None = Field(
         None, description="what belongs together, as one product's nightly runs: group of W&B, prefix of artifact names"
