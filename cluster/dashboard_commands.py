@@ -5,7 +5,8 @@ from typing import Any
 import click
 
 from cluster import floors
-from cluster.command_line import command, recipe_of, recipe_words
+from cluster.command_line import command, recipe_of, recipe_words, show
+from cluster.tables import print_panels
 
 
 @click.group()
@@ -54,3 +55,14 @@ def prometheus(words: tuple[str, ...], **chosen: Any) -> dict[str, Any]:
     Example: farsight dashboards prometheus --out monitoring/prometheus alerts.release_days=2
     """
     return floors.start(floors.PROMETHEUS, recipe=recipe_of(words), **chosen)
+
+
+@dashboards.command()
+@click.argument("prometheus", default="http://127.0.0.1:9090")
+@command
+def check(prometheus: str) -> None:
+    """Ask a running PROMETHEUS for every panel, and list those that it has no data for.
+
+    Example: farsight dashboards check http://127.0.0.1:9090
+    """
+    show(floors.start(floors.CHECK_DASHBOARDS, prometheus=prometheus), print_panels)

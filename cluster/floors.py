@@ -26,6 +26,7 @@ BENCHMARK = "cluster.benchmark:run"
 COMPARE = "trainer.significance:compare"
 GRAFANA = "cluster.dashboards.write:grafana"
 PROMETHEUS = "cluster.dashboards.write:prometheus"
+CHECK_DASHBOARDS = "cluster.dashboards.check:check"
 
 
 def start(entry: str, /, **arguments: Any) -> dict[str, Any]:

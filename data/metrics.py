@@ -44,7 +44,7 @@ class Recorder:
                 which adds the application, the deployment and the replica to each record.
         """
         self._instruments = {metric.name: _instrument(metric, kinds) for metric in metrics}
-        self._standing: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}  # what gauges say
+        self._standing: dict[tuple[str, tuple[tuple[str, str], ...]], int | float] = {}  # what gauges say
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         if any(metric.kind == "gauge" for metric in metrics):
@@ -53,16 +53,16 @@ class Recorder:
             arguments = (self._instruments, self._standing, self._lock, self._stopped)
             threading.Thread(target=_set_again, args=arguments, name="gauges", daemon=True).start()
 
-    def add(self, metric: Metric, count: float, /, **labels: str) -> None:
+    def add(self, metric: Metric, count: int | float, /, **labels: str) -> None:
         """Count."""
         if count:  # Ray refuses to add nothing
             self._instruments[metric.name].inc(count, labels)
 
-    def observe(self, metric: Metric, value: float, /, **labels: str) -> None:
+    def observe(self, metric: Metric, value: int | float, /, **labels: str) -> None:
         """Put a value into a histogram."""
         self._instruments[metric.name].observe(value, labels)
 
-    def set(self, metric: Metric, value: float, /, **labels: str) -> None:
+    def set(self, metric: Metric, value: int | float, /, **labels: str) -> None:
         """Set a gauge, until it is set again or this is closed."""
         with self._lock:
             self._standing[metric.name, tuple(labels.items())] = value
@@ -81,7 +81,7 @@ def _instrument(metric: Metric, kinds: Any) -> Any:
 
 def _set_again(
     instruments: Mapping[str, Any],
-    standing: Mapping[tuple[str, tuple[tuple[str, str], ...]], float],
+    standing: Mapping[tuple[str, tuple[tuple[str, str], ...]], int | float],
     lock: threading.Lock,
     stopped: threading.Event,
 ) -> None:

@@ -1,7 +1,7 @@
 """Rows on what an endpoint answers with: items, releases, drift; and on its scaling."""
 
 from cluster.dashboards.panels import Panel, Query, Row
-from cluster.dashboards.promql import increase, quantile, rate, score_drift, share, tenths, unknown_share
+from cluster.dashboards.promql import quantile, rate, score_drift, share, tenths, unknown_share
 from cluster.dashboards.traffic import EDGE, HERE
 
 DRIFT_WINDOW = "1h"
@@ -118,11 +118,11 @@ RELEASES = Row(
         ),
         Panel(
             "Until a replica answers",
-            "Longest in the last hour, golden requests included: the release is read and warmed up.",
+            "Of nine in ten since Serve began: a replica reads the release and answers its golden requests first.",
             (
                 Query(
-                    "histogram_quantile(1, "
-                    f"{increase('ray_serve_replica_startup_latency_ms_bucket', EDGE, 'deployment, le', '1h')}) / 1000",
+                    "histogram_quantile(0.9, sum by (deployment, le) "
+                    f"(ray_serve_replica_startup_latency_ms_bucket{{{EDGE}}})) / 1000",
                     "{{deployment}}",
                 ),
             ),

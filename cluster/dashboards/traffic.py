@@ -165,8 +165,12 @@ BATCHING = Row(
             "Requests of one forward pass",
             "Batches grow with load by themselves, up to serve.batching.max_batch_size.",
             (
-                Query(mean("ray_farsight_batch_size", HERE), "mean"),
-                Query(quantile(0.95, "ray_farsight_batch_size", HERE), "p95"),
+                # Of two counters: Ray puts a histogram's values in the middle of their buckets.
+                Query(
+                    f"{rate('ray_farsight_answers_total', HERE)} / {rate('ray_farsight_batch_size_count', HERE)}",
+                    "mean",
+                ),
+                Query(f"ceil({quantile(0.95, 'ray_farsight_batch_size', HERE)})", "p95"),
             ),
         ),
         Panel(

@@ -7,6 +7,8 @@ from cluster.dashboards.promql import new_counts
 CLUSTER = 'cluster=~"$cluster"'
 HERE = f'{CLUSTER}, run=~"$run"'
 WINDOW = "10m"
+# Ray Train sets some gauges once, and Ray forgets a gauge after 20 seconds.
+REMEMBERED = "12h"
 
 
 def _gauge(name: str, legend: str = "{{run}}", of: str = HERE, by: str = "run") -> Query:
@@ -73,6 +75,7 @@ PROGRESS = Row(
         Panel("Epoch", "Complete or under way.", (_gauge("epoch"),)),
         Panel("Batches", "Since the run began; a resumed run steps back to its checkpoint.", (_gauge("step"),)),
         Panel("Learning rate", "Of the dense weights.", (_gauge("learning_rate"),)),
+        Panel("Targets", "Trained on since the run began, over all workers.", (_gauge("events_seen"),), width=24),
     ),
 )
 
@@ -125,7 +128,12 @@ GRADIENT = Row(
             (Query(f"time() - max by (run) (ray_farsight_train_checkpoint_timestamp_seconds{{{HERE}}})", "{{run}}"),),
             "s",
         ),
-        Panel("Seconds of a checkpoint", "To save it and hand it to Ray Train.", (_gauge("checkpoint_seconds"),), "s"),
+        Panel(
+            "Validation and checkpoint",
+            "Seconds of the last of each; training stands still meanwhile.",
+            (_gauge("evaluation_seconds", "validation {{run}}"), _gauge("checkpoint_seconds", "checkpoint {{run}}")),
+            "s",
+        ),
         Panel(
             "Time that saving takes",
             "Share of the time that workers are held up: in all (report blocked), waiting for each other (sync), "
@@ -147,13 +155,15 @@ GRADIENT = Row(
 MEMORY = Row(
     "Memory and GPU of rank 0",
     (
-        Panel("Memory", "Peak of the process.", (_gauge("memory_bytes"),), "bytes"),
-        Panel("GPU memory", "Peak that torch allocated.", (_gauge("gpu_memory_bytes"),), "bytes"),
+        Panel("Memory", "Peak of the process.", (_gauge("memory_bytes"),), "bytes", width=6),
+        Panel("CPU", "Cores that the process kept busy.", (_gauge("cpu_cores"),), width=6),
+        Panel("GPU memory", "Peak that torch allocated.", (_gauge("gpu_memory_bytes"),), "bytes", width=6),
         Panel(
             "GPU",
             "Share of the last moment in which it computed; low while batches are waited for.",
             (_gauge("gpu_busy_ratio"),),
             "percentunit",
+            width=6,
         ),
     ),
 )
@@ -163,11 +173,11 @@ FAILURES = Row(
     (
         Panel(
             "Ray Train's controller",
-            "The state that each run is in.",
+            "The state that each run was last known to be in.",
             (
                 Query(
                     "max by (ray_train_run_id, ray_train_controller_state) "
-                    f"(ray_train_controller_state{{{CLUSTER}}}) == 1",
+                    f"(last_over_time(ray_train_controller_state{{{CLUSTER}}}[{REMEMBERED}])) == 1",
                     "{{ray_train_controller_state}} {{ray_train_run_id}}",
                 ),
             ),
@@ -199,7 +209,8 @@ FAILURES = Row(
             "Seconds that worker groups of a run took to start, in all; it jumps when a group is started again.",
             (
                 Query(
-                    f"max by (ray_train_run_id) (ray_train_worker_group_start_total_time_s{{{CLUSTER}}})",
+                    "max by (ray_train_run_id) "
+                    f"(last_over_time(ray_train_worker_group_start_total_time_s{{{CLUSTER}}}[{REMEMBERED}]))",
                     "{{ray_train_run_id}}",
                 ),
             ),
