@@ -11,6 +11,7 @@ import click
 
 from cluster import floors
 from cluster.command_line import Farsight, command, pairs_of, recipe_of, recipe_words, show
+from cluster.dashboard_commands import dashboards
 from cluster.output import Output, keep_standard_output_clean
 from cluster.serving_commands import SEEN, SERVING
 from cluster.tables import (
@@ -89,7 +90,7 @@ def ingest(words: tuple[str, ...]) -> dict[str, Any]:
 
     Example: farsight ingest demo ingest.log=runs/demo/log
     """
-    return floors.start(floors.INGEST, recipe=recipe_of(words, required=True))
+    return floors.tracked("ingest", floors.INGEST, recipe=recipe_of(words, required=True))
 
 
 @cli.command()
@@ -137,7 +138,8 @@ def evaluate(
     """
     chosen["recipe"] = recipe_of(words if seen is None else (*words, f"evaluate.seen={seen}"))
     if condition is None:
-        show(floors.start(floors.EVALUATE, rankings=pairs_of(rankings, "--rankings"), **chosen), print_rankings)
+        measured = floors.tracked("evaluate", floors.EVALUATE, rankings=pairs_of(rankings, "--rankings"), **chosen)
+        show(measured, print_rankings)
         return
     if rankings or chosen["artifact"] is None:
         raise click.UsageError("--condition measures an --artifact, and no --rankings.")
@@ -182,6 +184,9 @@ def benchmark(suite: str, **chosen: Any) -> None:
     Example: farsight benchmark smoke
     """
     show(floors.start(floors.BENCHMARK, suite=suite, **chosen), print_suite)
+
+
+cli.add_command(dashboards)
 
 
 @cli.command()

@@ -79,8 +79,15 @@ class Wandb:
             mode=mode,  # type: ignore[arg-type]  # checked by the settings
             resume="allow",
             config=dict(run.config),
-            # What workers print stays in Ray's log files: it can hold anything.
-            settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_SECONDS, save_code=False),
+            settings=wandb.Settings(
+                silent=True,
+                init_timeout=INIT_SECONDS,
+                save_code=False,
+                # What workers print stays in Ray's log files, and the command line of a worker, with the address and
+                # at times the password of its cluster, goes nowhere; hardware and versions are in our config.
+                console="off",
+                x_disable_meta=True,
+            ),
         )
 
     def log(self, figures: Mapping[str, float], axes: Mapping[str, int]) -> None:
@@ -125,7 +132,7 @@ class Wandb:
     def _note(self, role: str, piece: Published) -> None:
         """Beside the artifact, what names it in the run's own config."""
         facts = {"directory": str(piece.directory), "content_hash": piece.content_hash}
-        self._run.config.update({"lineage": {f"{role}_{piece.kind}": facts}}, allow_val_change=True)
+        self._run.config.update({f"{role}_{piece.kind}": facts}, allow_val_change=True)
 
     def _artifact(self, piece: Published, *, upload: bool) -> Any:
         """The piece as a W&B artifact: equal content, wherever it lies, is the same version."""

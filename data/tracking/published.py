@@ -35,6 +35,11 @@ class Published:
         return cls(path.parent, manifest)
 
     @property
+    def label(self) -> str:
+        """What a person knows it by: its last two folders."""
+        return "/".join(self.directory.parts[-2:])
+
+    @property
     def kind(self) -> str:
         """What it is: dataset, artifact, index, release."""
         return str(self.manifest["kind"])
