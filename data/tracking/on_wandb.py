@@ -1,7 +1,6 @@
 """Weights & Biases: one run per run, figures over our own axes, lineage as artifacts by reference."""
 
 import base64
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -142,19 +141,17 @@ class Wandb:
         if upload:
             artifact.add_dir(str(piece.directory))
             return artifact
-        with artifact.new_file("content.json", encoding="utf-8") as file:
-            json.dump({"kind": piece.kind, "content_hash": piece.content_hash}, file)
-        hashes = piece.hashes()
+        # Where each file lies and our own hash of it: W&B would read all of them again to make one.
+        hashes = {MANIFEST: piece.content_hash, **piece.hashes()}
         for path, size in piece.sizes().items():
-            digest = hashes.get(path)
-            if digest is not None:
+            if path in hashes:
+                digest = base64.b64encode(bytes.fromhex(hashes[path])).decode()
                 ref = (piece.directory / path).as_uri()
-                encoded = base64.b64encode(bytes.fromhex(digest)).decode()
-                artifact.manifest.add_entry(ArtifactManifestEntry(path=path, ref=ref, digest=encoded, size=size))
+                artifact.manifest.add_entry(ArtifactManifestEntry(path=path, ref=ref, digest=digest, size=size))
         return artifact
 
 
 def _metadata(piece: Published) -> dict[str, Any]:
     """Of the manifest what a person compares versions by; lists of files are in the artifact itself."""
     names = ("counts", "split", "recall", "release_id", "artifact_hash", "vocabulary_hash", "format_version")
-    return {name: piece.manifest[name] for name in names if name in piece.manifest} | {"manifest": MANIFEST}
+    return {name: piece.manifest[name] for name in names if name in piece.manifest}
