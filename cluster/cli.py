@@ -90,7 +90,7 @@ def ingest(words: tuple[str, ...]) -> dict[str, Any]:
 
     Example: farsight ingest demo ingest.log=runs/demo/log
     """
-    return floors.start(floors.INGEST, recipe=recipe_of(words, required=True))
+    return floors.tracked("ingest", floors.INGEST, recipe=recipe_of(words, required=True))
 
 
 @cli.command()
@@ -138,7 +138,8 @@ def evaluate(
     """
     chosen["recipe"] = recipe_of(words if seen is None else (*words, f"evaluate.seen={seen}"))
     if condition is None:
-        show(floors.start(floors.EVALUATE, rankings=pairs_of(rankings, "--rankings"), **chosen), print_rankings)
+        measured = floors.tracked("evaluate", floors.EVALUATE, rankings=pairs_of(rankings, "--rankings"), **chosen)
+        show(measured, print_rankings)
         return
     if rankings or chosen["artifact"] is None:
         raise click.UsageError("--condition measures an --artifact, and no --rankings.")

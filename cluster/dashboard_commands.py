@@ -11,7 +11,7 @@ from cluster.tables import print_panels
 
 @click.group()
 def dashboards() -> None:
-    """Write dashboards and alert rules for what runs.
+    """Write dashboards and alert rules for what runs; each command takes --json.
 
     Example: farsight dashboards grafana --out monitoring/grafana
     """
@@ -66,3 +66,15 @@ def check(prometheus: str) -> None:
     Example: farsight dashboards check http://127.0.0.1:9090
     """
     show(floors.start(floors.CHECK_DASHBOARDS, prometheus=prometheus), print_panels)
+
+
+@dashboards.command()
+@click.option("--out", type=click.Path(), help="File for the definition; offline runs/wandb_workspace.json by default.")
+@recipe_words
+@command
+def wandb(words: tuple[str, ...], out: str | None) -> dict[str, Any]:
+    """Create the page of a project's runs in W&B; offline, write its definition to a file.
+
+    Example: farsight dashboards wandb demo tracking.wandb.mode=online tracking.wandb.entity=my-team
+    """
+    return floors.start(floors.WANDB_WORKSPACE, recipe=recipe_of(words), out=out)

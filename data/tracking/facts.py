@@ -22,6 +22,7 @@ def run_facts(
     directory: Path,
     settings: Mapping[str, Any],
     *,
+    name: str | None = None,
     run_id: str | None = None,
     dataset: Published | None = None,
     cluster: Mapping[str, Any] | None = None,
@@ -31,6 +32,7 @@ def run_facts(
     Args:
         directory: of the run, where trackers may keep files.
         settings: resolved sections of the recipe, by name.
+        name: None: the last two folders, as demo/train.
         run_id: None: from step and directory, so that the same again is the same run.
         cluster: shape of the Ray cluster, where the run uses one.
     """
@@ -42,9 +44,7 @@ def run_facts(
     if cluster is not None:
         config["cluster"] = dict(cluster)
     own = directory.resolve()
-    # The last two folders: `runs/demo/train` is demo/train.
-    name = "/".join(own.parts[-2:])
-    return RunFacts(run_id or stable_id(step, str(own)), name, step, own, config)
+    return RunFacts(run_id or stable_id(step, str(own)), name or "/".join(own.parts[-2:]), step, own, config)
 
 
 def stable_id(*words: str) -> str:

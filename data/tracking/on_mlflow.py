@@ -31,9 +31,10 @@ class Mlflow:
     def start(self, run: RunFacts) -> None:
         """Begin a run in the project's experiment, or find the one of the same id and go on with it."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # or it reports its own use, from its import on
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
         from mlflow import MlflowClient  # slow to import
 
+        for library in ("mlflow", "alembic"):  # which tell of each table that they make
+            logging.getLogger(library).setLevel(logging.WARNING)
         uri = self._settings.mlflow.uri
         assert uri is not None, "data.tracking.build settles it"
         if uri.startswith(LOCAL):

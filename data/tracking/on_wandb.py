@@ -1,7 +1,6 @@
 """Weights & Biases: one run per run, figures over our own axes, lineage as artifacts by reference."""
 
 import base64
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -79,8 +78,15 @@ class Wandb:
             mode=mode,  # type: ignore[arg-type]  # checked by the settings
             resume="allow",
             config=dict(run.config),
-            # What workers print stays in Ray's log files: it can hold anything.
-            settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_SECONDS, save_code=False),
+            settings=wandb.Settings(
+                silent=True,
+                init_timeout=INIT_SECONDS,
+                save_code=False,
+                # What workers print stays in Ray's log files, and the command line of a worker, with the address and
+                # at times the password of its cluster, goes nowhere; hardware and versions are in our config.
+                console="off",
+                x_disable_meta=True,
+            ),
         )
 
     def log(self, figures: Mapping[str, float], axes: Mapping[str, int]) -> None:
@@ -125,7 +131,7 @@ class Wandb:
     def _note(self, role: str, piece: Published) -> None:
         """Beside the artifact, what names it in the run's own config."""
         facts = {"directory": str(piece.directory), "content_hash": piece.content_hash}
-        self._run.config.update({"lineage": {f"{role}_{piece.kind}": facts}}, allow_val_change=True)
+        self._run.config.update({f"{role}_{piece.kind}": facts}, allow_val_change=True)
 
     def _artifact(self, piece: Published, *, upload: bool) -> Any:
         """The piece as a W&B artifact: equal content, wherever it lies, is the same version."""
@@ -135,19 +141,17 @@ class Wandb:
         if upload:
             artifact.add_dir(str(piece.directory))
             return artifact
-        with artifact.new_file("content.json", encoding="utf-8") as file:
-            json.dump({"kind": piece.kind, "content_hash": piece.content_hash}, file)
-        hashes = piece.hashes()
+        # Where each file lies and our own hash of it: W&B would read all of them again to make one.
+        hashes = {MANIFEST: piece.content_hash, **piece.hashes()}
         for path, size in piece.sizes().items():
-            digest = hashes.get(path)
-            if digest is not None:
+            if path in hashes:
+                digest = base64.b64encode(bytes.fromhex(hashes[path])).decode()
                 ref = (piece.directory / path).as_uri()
-                encoded = base64.b64encode(bytes.fromhex(digest)).decode()
-                artifact.manifest.add_entry(ArtifactManifestEntry(path=path, ref=ref, digest=encoded, size=size))
+                artifact.manifest.add_entry(ArtifactManifestEntry(path=path, ref=ref, digest=digest, size=size))
         return artifact
 
 
 def _metadata(piece: Published) -> dict[str, Any]:
     """Of the manifest what a person compares versions by; lists of files are in the artifact itself."""
     names = ("counts", "split", "recall", "release_id", "artifact_hash", "vocabulary_hash", "format_version")
-    return {name: piece.manifest[name] for name in names if name in piece.manifest} | {"manifest": MANIFEST}
+    return {name: piece.manifest[name] for name in names if name in piece.manifest}

@@ -35,6 +35,11 @@ class Published:
         return cls(path.parent, manifest)
 
     @property
+    def label(self) -> str:
+        """What a person knows it by: its last two folders."""
+        return "/".join(self.directory.parts[-2:])
+
+    @property
     def kind(self) -> str:
         """What it is: dataset, artifact, index, release."""
         return str(self.manifest["kind"])
@@ -56,7 +61,6 @@ class Published:
         return found
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file by relative path, the manifest left out."""
+        """Bytes of each file by relative path."""
         files = sorted(file for file in self.directory.rglob("*") if file.is_file())
-        names = {file.relative_to(self.directory).as_posix(): file.stat().st_size for file in files}
-        return {name: size for name, size in names.items() if name != MANIFEST}
+        return {file.relative_to(self.directory).as_posix(): file.stat().st_size for file in files}
