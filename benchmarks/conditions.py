@@ -75,8 +75,8 @@ def fine_tuned(start: Path, dataset: Path, kind: str, seed: int, overrides: Sequ
             "start_from": str(start),
             "seed": seed,
             "events_per_batch": 4096,
-            "tracking": {"wandb": "disabled"},
         },
+        "tracking": {"to": []},
     }
     for override in overrides:
         apply_override(recipe, override)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.provenance import commit, surroundings
 from data.errors import FarsightError
+from data.provenance import commit, surroundings
 
 
 def parser(description: str) -> argparse.ArgumentParser:

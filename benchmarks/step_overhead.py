@@ -32,12 +32,14 @@ from data.encode import EncodedHistories, encode_windows
 from data.session import connect
 from data.settings import read_section
 from data.stream import epoch_size, window_dataset
+from data.tracking.contract import RunFacts
 from data.windows import WINDOW_COLUMNS, cut_windows, length_buckets
 from modeling.build import build_retriever
 from modeling.retriever import Retriever
 from modeling.settings import ModelSettings
-from trainer.loop import set_up_worker, train_epoch
+from trainer.loop import train_epoch
 from trainer.settings import EvaluateSettings, TrainSettings
+from trainer.worker import set_up_worker
 
 FIGURES = "figures.json"
 
@@ -60,7 +62,7 @@ def main() -> None:
                 f"ingest.out={folder / 'dataset'}",
                 f"train.dataset={folder / 'dataset'}",
                 f"train.run_dir={folder / 'run'}",
-                "train.tracking.wandb=disabled",
+                "tracking.to=[]",
             ],
         )
         data.simulate.run(recipe, str(folder / "log"))
@@ -85,7 +87,8 @@ def _fit(recipe: dict[str, Any], folder: Path, rounds: int) -> dict[str, list[fl
         "train": {**train.model_dump(mode="json"), "workers": {**train.workers.model_dump(), "num_workers": 1}},
         "model": model.model_dump(mode="json"),
         "evaluate": EvaluateSettings().model_dump(mode="json"),
-        "run_id": "step-overhead",
+        "tracking": recipe["tracking"],
+        "run": RunFacts("step-overhead", "step overhead", "train", folder / "run"),
         "total_targets": epoch_size(dataset, max_events=model.max_events, rule=train.windows).targets,
         "rounds": rounds,
         "figures": str(folder / FIGURES),

@@ -62,7 +62,7 @@ OURS: dict[str, str] = {
 MEASURED: dict[str, str] = {
     "train.evaluate_every_epochs": "1",
     "train.max_minutes": "null",
-    "train.tracking.wandb": "disabled",
+    "tracking.to": "[]",
     "train.workers.num_workers": "1",
     "train.workers.max_failures": "0",
 }

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster import floors
-from cluster.provenance import commit, surroundings
 from cluster.suite import DataSettings, ModelSettings, SuiteSettings, import_arguments, load_suite, row_recipe
 from cluster.suite_report import write_report
 from data.errors import RecipeError
+from data.provenance import commit, surroundings
 from data.settings import Recipe, apply_override
 from data.storage import MANIFEST, write_json
 
@@ -139,8 +139,9 @@ def _recipe(row: Row, settings: SuiteSettings, out: Path, overrides: Sequence[st
 
 def _settled(recipe: Recipe) -> Recipe:
     """A recipe without what may differ between two measurements of one row: where it runs and who watches."""
-    places = ("dataset", "run_dir", "workers", "tracking")
-    return {**recipe, "train": {name: value for name, value in recipe.get("train", {}).items() if name not in places}}
+    places = ("dataset", "run_dir", "workers")
+    train = {name: value for name, value in recipe.get("train", {}).items() if name not in places}
+    return {**{name: section for name, section in recipe.items() if name != "tracking"}, "train": train}
 
 
 def _command(row: Row, suite: str, model: ModelSettings, overrides: Sequence[str]) -> str:

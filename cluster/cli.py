@@ -12,6 +12,7 @@ import click
 
 from cluster import floors
 from cluster.command_line import Farsight, command, pairs_of, recipe_of, recipe_words, show, work_in
+from cluster.dashboard_commands import dashboards
 from cluster.job_commands import JOBS
 from cluster.output import Output, keep_standard_output_clean
 from cluster.serving_commands import SEEN, SERVING
@@ -94,7 +95,7 @@ def ingest(words: tuple[str, ...]) -> dict[str, Any]:
 
     Example: farsight ingest demo ingest.log=runs/demo/log
     """
-    return floors.start(floors.INGEST, recipe=recipe_of(words, required=True))
+    return floors.tracked("ingest", floors.INGEST, recipe=recipe_of(words, required=True))
 
 
 @cli.command()
@@ -142,7 +143,8 @@ def evaluate(
     """
     chosen["recipe"] = recipe_of(words if seen is None else (*words, f"evaluate.seen={seen}"))
     if condition is None:
-        show(floors.start(floors.EVALUATE, rankings=pairs_of(rankings, "--rankings"), **chosen), print_rankings)
+        measured = floors.tracked("evaluate", floors.EVALUATE, rankings=pairs_of(rankings, "--rankings"), **chosen)
+        show(measured, print_rankings)
         return
     if rankings or chosen["artifact"] is None:
         raise click.UsageError("--condition measures an --artifact, and no --rankings.")
@@ -191,6 +193,7 @@ def benchmark(suite: str, **chosen: Any) -> None:
 
 for of_clusters in JOBS:
     cli.add_command(of_clusters)
+cli.add_command(dashboards)
 
 
 @cli.command()

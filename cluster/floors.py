@@ -4,7 +4,7 @@ So `farsight --help` loads neither torch nor ray, and this package depends on no
 """
 
 import importlib
-from typing import Any
+from typing import Any, Literal
 
 SIMULATE = "data.simulate:run"
 IMPORT = "data.importers:run"
@@ -26,10 +26,27 @@ BENCHMARK = "cluster.benchmark:run"
 COMPARE = "trainer.significance:compare"
 ALL_REDUCE = "trainer.cluster_check:all_reduce"
 FIRST_BATCH = "trainer.cluster_check:first_batch"
+GRAFANA = "cluster.dashboards.write:grafana"
+PROMETHEUS = "cluster.dashboards.write:prometheus"
+CHECK_DASHBOARDS = "cluster.dashboards.check:check"
+CHECK_TRACKING = "data.tracking.steps:check"
+TRACK = "data.tracking.steps:track"
+ALERT = "data.tracking.steps:alert"
+WANDB_WORKSPACE = "data.tracking.workspace:run"
 
 
 def start(entry: str, /, **arguments: Any) -> dict[str, Any]:
     """Import `module:function` and call it; what our floors return is the mapping that `--json` prints."""
     module, _, function = entry.partition(":")
     result: dict[str, Any] = getattr(importlib.import_module(module), function)(**arguments)
+    return result
+
+
+def tracked(
+    step: Literal["ingest", "evaluate", "index"], entry: str, /, *, recipe: dict[str, Any], **arguments: Any
+) -> dict[str, Any]:
+    """`start`, and then tell the recipe's trackers what came of it."""
+    start(CHECK_TRACKING, recipe=recipe)
+    result = start(entry, recipe=recipe, **arguments)
+    start(TRACK, step=step, recipe=recipe, result=result, artifact=arguments.get("artifact"))
     return result

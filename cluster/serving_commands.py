@@ -27,7 +27,7 @@ def index(artifact: str, out: str | None, dataset: str | None, words: tuple[str,
     Example: farsight index --artifact runs/demo/artifact index.search.kind=ivf
     """
     place = out or str(Path(artifact).parent / "release")
-    return floors.start(floors.INDEX, artifact=artifact, out=place, recipe=recipe_of(words), dataset=dataset)
+    return floors.tracked("index", floors.INDEX, artifact=artifact, out=place, recipe=recipe_of(words), dataset=dataset)
 
 
 @click.command()

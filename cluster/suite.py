@@ -62,6 +62,7 @@ class SuiteSettings(Settings):
     )
     model: Sections = Field(default_factory=dict, description="`model` section that all rows start from")
     train: Sections = Field(default_factory=dict, description="`train` section that all rows start from")
+    tracking: Sections = Field(default_factory=dict, description="`tracking` section of all rows")
     models: dict[str, ModelSettings] = Field(min_length=1, description="rows by name, in the order of the tables")
     compare: list[tuple[str, str]] = Field([], description="pairs of rows: is the first better than the second?")
     compare_by: list[str] = Field(["ndcg@10"], min_length=1, description="the metrics that pairs are compared by")
@@ -84,7 +85,8 @@ def row_recipe(suite: SuiteSettings, data: str, model: str) -> Sections:
     for layer in (suite, suite.data[data], suite.models[model]):
         sections = merged(sections, {"model": layer.model, "train": layer.train})
     validated = next(iter(suite.protocols.values()))
-    return sections | ({"evaluate": validated} if validated else {})
+    others = {"evaluate": validated, "tracking": suite.tracking}
+    return sections | {name: section for name, section in others.items() if section}
 
 
 def published_folder(name: str) -> Path:

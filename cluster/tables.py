@@ -51,6 +51,13 @@ def print_conditional(result: dict[str, Any]) -> None:
     print_table(f"{title}, seen items {protocol['seen']}", columns, rows)
 
 
+def print_panels(result: dict[str, Any]) -> None:
+    """The panels of the dashboards that have no data."""
+    title = f"{result['with_data']} of {result['panels']} panels have data"
+    rows = [{**row, "metrics": " ".join(row["metrics"])} for row in result["empty"]]
+    print_table(f"{title}; without:" if rows else title, ["dashboard", "row", "panel", "metrics"], rows)
+
+
 def print_inspection(result: dict[str, Any]) -> None:
     """One user: the newest events, then an answer per head and condition."""
     history = [{**event, "time": _moment(event["time"])} for event in result["history"]]

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from data.cases import split_cases
 from data.dataset import PreparedDataset
 from data.errors import ArtifactError
 from data.progress import progress
+from data.ragged import joined_ranges, list_column
 from data.settings import Recipe, read_section
 from data.storage import MANIFEST, file_hash, published_directory, read_manifest, write_json
 from modeling.artifact import Artifact
@@ -31,6 +33,8 @@ logger = logging.getLogger(__name__)
 QUERY_BATCH = 64
 # Below this many scores their tenths say nothing.
 MIN_DECILE_SCORES = 50
+# Held-out events after which their share of unknown items is known well enough.
+MAX_HELD_OUT_EVENTS = 1_000_000
 
 
 def run(artifact: str, out: str, recipe: Recipe, dataset: str | None = None) -> dict[str, Any]:
@@ -85,6 +89,8 @@ def run(artifact: str, out: str, recipe: Recipe, dataset: str | None = None) -> 
             "counts": index_manifest["counts"],
             "recall": index_manifest["recall"],
             "top_score_deciles": top_score_deciles(engine, real),
+            "unknown_share": None if prepared is None else unknown_share(prepared),
+            "built_at": int(time.time()),
         }
         write_json(aside / MANIFEST, manifest)
     logger.info("release %s: %d items, %s index", name, num_items, settings.search.kind)
@@ -111,6 +117,25 @@ def top_score_deciles(engine: Engine, queries: Sequence[Query]) -> list[float] |
         return None
     deciles: list[float] = np.quantile(scores, np.arange(1, 10) / 10).tolist()
     return deciles
+
+
+def unknown_share(dataset: PreparedDataset) -> float | None:
+    """Of the validation and test events, those whose item no training event has: how much an endpoint would not know of
+    what users did just after a release that knew the items of training. None where nothing was held out.
+    """
+    train_counts_R = dataset.train_counts()
+    held_out = unknown = 0
+    for table in dataset.history_tables(["items", "num_train"]):
+        items = list_column(table.combine_chunks(), "items")
+        offsets_B1 = items.offsets.to_numpy().astype(np.int64)
+        num_train_B = table["num_train"].to_numpy().astype(np.int64)
+        places_E, _ = joined_ranges(offsets_B1[:-1] + num_train_B, np.diff(offsets_B1) - num_train_B)
+        rows_E = items.values.to_numpy()[places_E]
+        held_out += len(rows_E)
+        unknown += int((train_counts_R[rows_E] == 0).sum())
+        if held_out >= MAX_HELD_OUT_EVENTS:
+            break
+    return unknown / held_out if held_out else None
 
 
 def item_vectors(retriever: Retriever, num_items: int, chunk_rows: int) -> Float32[npt.NDArray[np.float32], "V D"]:

@@ -39,9 +39,9 @@ class Engine:
     def __init__(self, release: Release, device: str = "cpu", encoding: Encoding | None = None) -> None:
         artifact = release.artifact
         facts = artifact.catalogue()
+        self.release = release
         self.release_id = release.release_id
         self.golden = release.golden
-        self.top_score_deciles = release.top_score_deciles
         self.artifact_hash = artifact.content_hash
         self.needs_times = artifact.settings.reads_times
         self.max_events = artifact.max_events

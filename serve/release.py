@@ -1,6 +1,6 @@
 """A release: one artifact and the index built from it, addressed by a content id.
 
-DIR/manifest.json   release id, hashes, and what its best scores were when it was built
+DIR/manifest.json   release id, hashes, when it was built, and what its dataset's requests were like
 DIR/artifact/       copy of the artifact
 DIR/index/          index.faiss and its manifest
 DIR/golden.json     requests with the answers that this release must give
@@ -35,6 +35,8 @@ class Release:
     index: Index
     golden: list[dict[str, Any]]  # of `serve.golden`
     top_score_deciles: list[float] | None = None  # of `serve.build`
+    unknown_share: float | None = None  # of `serve.build`
+    built_at: int | None = None  # unix time; None for one that was built before this was noted
 
     @classmethod
     def open(cls, directory: str | Path, device: str = "cpu", index: Index | None = None) -> "Release":
@@ -76,7 +78,8 @@ class Release:
         if not (place / GOLDEN).is_file() or file_hash(place / GOLDEN) != manifest["golden_hash"]:
             raise ArtifactError(f"{place / GOLDEN}: missing or damaged; build the release again with farsight index")
         golden = json.loads((place / GOLDEN).read_text(encoding="utf-8"))
-        return cls(place, found, artifact, index, golden, manifest.get("top_score_deciles"))
+        facts = {name: manifest.get(name) for name in ("top_score_deciles", "unknown_share", "built_at")}
+        return cls(place, found, artifact, index, golden, **facts)
 
 
 def read_release_manifest(directory: Path) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class Retriever:
         self._engine = Engine.open(release, device, index, settings.replicas)
         self._description = describe(self._engine)
         self._catalogue = self._engine.catalogue
-        self._watch = RetrieverWatch(self._engine.release_id, self._engine.top_score_deciles)
+        self._watch = RetrieverWatch(self._engine.release, settings.deadline_ms / 1_000)
         self._thread = ThreadPoolExecutor(1, "model", initializer=set_search_threads, initargs=(threads,))
         self._cache = QueryCache(settings.query_cache, self._engine.max_events, self._engine.needs_times)
         self._batches = Batches(self._answer_batch, settings.batching.max_batch_size)

@@ -11,17 +11,39 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from ray.serve.metrics import Counter, Gauge, Histogram
+import ray.serve.metrics
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from data.metrics import Recorder
 from serve.answer import Answer, EncodedQuery, own_top_scores
+from serve.metrics import (
+    ANSWERS,
+    BATCH_SIZE,
+    DEADLINE_SECONDS,
+    FALLBACKS,
+    HISTORY_EVENTS,
+    ITEMS_ANSWERED,
+    ITEMS_WANTED,
+    OF_A_REPLICA,
+    OF_REQUESTS,
+    QUERY_CACHE,
+    RELEASE,
+    RELEASE_BUILT,
+    RELEASE_UNKNOWN,
+    REQUEST_SECONDS,
+    REQUESTS,
+    STAGE_SECONDS,
+    TOP_SCORES,
+    UNKNOWN_ITEMS,
+    UPDATED_ITEMS,
+    UPDATES_VERSION,
+)
+from serve.release import Release
 from serve.updates.overlay import Overlay
 
 # Serve gives this logger a file per replica, and its records the request id, the deployment and the replica.
 access_logger = logging.getLogger("ray.serve")
 
-SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0]
-BATCH_SIZES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0]
 QUEUE = "queue"  # of a request, until its batch begins
 STAGES = ("encode", "search", "merge")  # of a batch
 # Status, in nobody's standard but in common use, of a request that nobody waits for any more.
@@ -39,9 +61,7 @@ class RequestWatch:
     def __init__(self, app: ASGIApp, access_log: bool) -> None:
         self._app = app
         self._access_log = access_log
-        by: Any = ("path", "status")  # Ray's type allows one tag, its code any number
-        self._requests = Counter("farsight_requests", "requests answered", by)
-        self._seconds = Histogram("farsight_request_seconds", "from the first byte to the last", SECONDS, ("path",))
+        self._recorder = Recorder(OF_REQUESTS, ray.serve.metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,8 +84,8 @@ class RequestWatch:
         finally:
             seconds = time.perf_counter() - started
             path = getattr(scope.get("route"), "path", NO_ROUTE)
-            self._requests.inc(tags={"path": path, "status": str(status)})
-            self._seconds.observe(seconds, {"path": path})
+            self._recorder.add(REQUESTS, 1, path=path, status=str(status))
+            self._recorder.observe(REQUEST_SECONDS, seconds, path=path)
             if self._access_log:
                 line = {"method": scope["method"], "path": path, "status": status, "ms": round(1e3 * seconds, 2)}
                 access_logger.info("access", extra={**line, **state, "log_to_stderr": False})
@@ -91,69 +111,57 @@ def server_timing(stage_seconds: Mapping[str, float]) -> str:
 class RetrieverWatch:
     """Metrics of one replica of the retriever."""
 
-    def __init__(self, release_id: str, top_score_deciles: Sequence[float] | None) -> None:
+    def __init__(self, release: Release, deadline_seconds: float) -> None:
         """Start counting.
 
         Args:
-            top_score_deciles: the nine scores that cut the best scores of the release's own requests into tenths.
+            release: what the replica answers with.
+            deadline_seconds: of a request that states none.
         """
-        self._deciles = top_score_deciles
-        release = Gauge("farsight_release", "1 for the release that this replica answers with", ("release",))
-        release.set(1, {"release": release_id})
-        self._stage_seconds = Histogram(
-            "farsight_stage_seconds", "queue: of a request; encode, search, merge: of a batch", SECONDS, ("stage",)
-        )
-        self._batch_size = Histogram("farsight_batch_size", "requests of one forward pass", BATCH_SIZES)
-        self._cache = Counter("farsight_query_cache", "histories by whether their query vectors were kept", ("result",))
-        self._history_events = Counter("farsight_history_events", "events of the histories that were sent")
-        self._unknown_items = Counter("farsight_unknown_items", "of these, events whose item the release lacks")
-        self._wanted = Counter("farsight_items_wanted", "items asked for")
-        self._answered = Counter("farsight_items_answered", "of these, items answered")
-        self._fallbacks = Counter("farsight_fallbacks", "answers that are not the model's", ("fallback",))
-        self._version = Gauge("farsight_updates_version", "of the updates of items that this replica answers from")
-        self._items = Gauge("farsight_updated_items", "items that stand added, left_out, or removed", ("state",))
-        self._top_scores = Counter(
-            "farsight_top_scores", "best scores by the tenth of the release's own that they fall in", ("tenth",)
-        )
+        self._deciles = release.top_score_deciles
+        self._recorder = Recorder(OF_A_REPLICA, ray.serve.metrics)
+        self._recorder.set(DEADLINE_SECONDS, deadline_seconds)
+        self._recorder.set(RELEASE, 1, release=release.release_id)
+        if release.built_at is not None:
+            self._recorder.set(RELEASE_BUILT, release.built_at, release=release.release_id)
+        if release.unknown_share is not None:
+            self._recorder.set(RELEASE_UNKNOWN, release.unknown_share, release=release.release_id)
 
     def shown(self, overlay: Overlay) -> None:
         """Other updates of items stand."""
-        self._version.set(overlay.updates.version)
         num_left_out = len(overlay.left_out)
-        self._items.set(len(overlay.updates.added) - num_left_out, {"state": "added"})
-        self._items.set(num_left_out, {"state": "left_out"})
-        self._items.set(len(overlay.updates.removed), {"state": "removed"})
+        self._recorder.set(UPDATES_VERSION, overlay.updates.version)
+        self._recorder.set(UPDATED_ITEMS, len(overlay.updates.added) - num_left_out, state="added")
+        self._recorder.set(UPDATED_ITEMS, num_left_out, state="left_out")
+        self._recorder.set(UPDATED_ITEMS, len(overlay.updates.removed), state="removed")
 
     def waited(self, waits: Sequence[float]) -> None:
         """Requests left the queue after so many seconds each."""
         for seconds in waits:
-            self._stage_seconds.observe(seconds, {"stage": QUEUE})
+            self._recorder.observe(STAGE_SECONDS, seconds, stage=QUEUE)
 
     def looked_up(self, asked: int, missing: int) -> None:
         """The cache of query vectors was asked for some, and lacked some."""
-        for result, count in (("hit", asked - missing), ("miss", missing)):
-            _add(self._cache, count, {"result": result})
+        self._recorder.add(QUERY_CACHE, asked - missing, result="hit")
+        self._recorder.add(QUERY_CACHE, missing, result="miss")
 
     def answered(
         self, queries: Sequence[EncodedQuery], answers: Sequence[Answer], stage_seconds: Mapping[str, float]
     ) -> None:
         """A batch is done."""
+        recorder = self._recorder
         for stage, seconds in stage_seconds.items():
-            self._stage_seconds.observe(seconds, {"stage": stage})
-        self._batch_size.observe(len(queries))
-        _add(self._history_events, sum(len(query.items_L) + query.unknown_items for query in queries))
-        _add(self._unknown_items, sum(query.unknown_items for query in queries))
-        _add(self._wanted, sum(query.k for query in queries))
-        _add(self._answered, sum(len(answer.item_ids) for answer in answers))
+            recorder.observe(STAGE_SECONDS, seconds, stage=stage)
+        recorder.observe(BATCH_SIZE, len(queries))
+        recorder.add(HISTORY_EVENTS, sum(len(query.items_L) + query.unknown_items for query in queries))
+        recorder.add(UNKNOWN_ITEMS, sum(query.unknown_items for query in queries))
+        recorder.add(ITEMS_WANTED, sum(query.k for query in queries))
+        recorder.add(ITEMS_ANSWERED, sum(len(answer.item_ids) for answer in answers))
+        recorder.add(ANSWERS, len(answers))
         for answer in answers:
             if answer.fallback is not None:
-                self._fallbacks.inc(tags={"fallback": answer.fallback})
+                recorder.add(FALLBACKS, 1, fallback=answer.fallback)
         if self._deciles is not None:
             tenths = np.searchsorted(self._deciles, own_top_scores(answers))
             for tenth, count in zip(*np.unique(tenths, return_counts=True), strict=True):
-                _add(self._top_scores, int(count), {"tenth": str(tenth)})
-
-
-def _add(counter: Counter, count: int, tags: dict[str, str] | None = None) -> None:
-    if count:  # Ray refuses to add nothing
-        counter.inc(count, tags or {})
+                recorder.add(TOP_SCORES, int(count), tenth=str(tenth))

@@ -36,6 +36,10 @@ _ENVIRONMENT = {
     "TORCH_EXTENSIONS_DIR": str(_SCRATCH / "torch_extensions"),
     "WANDB_MODE": "offline",
     "WANDB_SILENT": "true",
+    # Otherwise in the home folder of whoever runs the tests.
+    "WANDB_DATA_DIR": str(_SCRATCH / "wandb"),
+    "WANDB_CACHE_DIR": str(_SCRATCH / "wandb"),
+    "WANDB_CONFIG_DIR": str(_SCRATCH / "wandb"),
     "MPLBACKEND": "agg",
 }
 

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cluster.dashboards.settings import AlertSettings
 from cluster.recipe_files import DEFAULTS, find_recipe, read_recipe, shipped_recipes, split_words
 from data.errors import RecipeError
 from data.ingest_settings import IngestSettings
 from data.settings import SECTIONS, Settings, read_section
 from data.simulate_settings import SimulateSettings
+from data.tracking.settings import TrackingSettings
 from modeling.settings import ModelSettings
 from serve.index.settings import IndexSettings
 from serve.predict_settings import PredictSettings
@@ -25,6 +27,8 @@ KINDS: dict[str, type[Settings]] = {
     "index": IndexSettings,
     "serve": ServeSettings,
     "predict": PredictSettings,
+    "tracking": TrackingSettings,
+    "alerts": AlertSettings,
 }
 RECIPES = [name for name in shipped_recipes() if name != DEFAULTS]
 

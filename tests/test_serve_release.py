@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -277,11 +278,31 @@ def test_a_release_knows_the_best_scores_of_its_own_requests(tmp_path: Path) -> 
     artifact = write_artifact(tmp_path / "artifact", dataset)
     run(str(artifact.directory), str(tmp_path / "release"), {}, dataset=str(dataset.directory))
     engine = Engine.open(tmp_path / "release")
-    deciles = engine.top_score_deciles
+    deciles = engine.release.top_score_deciles
     assert deciles is not None
     scores = own_top_scores([engine.answer([query])[0] for query in history_queries(dataset, at_most=500)])
     assert len(scores) > 100
     shares = np.bincount(np.searchsorted(deciles, scores), minlength=10) / len(scores)
     assert np.abs(shares - 0.1).max() < 0.02
     run(str(artifact.directory), str(tmp_path / "other"), {})
-    assert Release.open(tmp_path / "other").top_score_deciles is None  # nothing real was asked
+    other = Release.open(tmp_path / "other")
+    assert (other.top_score_deciles, other.unknown_share) == (None, None)  # nothing real was asked
+
+
+def test_a_release_knows_when_it_was_built_and_what_share_of_held_out_events_training_did_not_know(
+    tmp_path: Path,
+) -> None:
+    dataset = write_dataset(tmp_path / "dataset", num_users=120, test_events=3)
+    artifact, began = write_artifact(tmp_path / "artifact", dataset), int(time.time())
+    run(str(artifact.directory), str(tmp_path / "release"), FLAT, dataset=str(dataset.directory))
+    counts = dataset.train_counts()
+    held_out = [
+        row
+        for table in dataset.history_tables()
+        for user in table.to_pylist()
+        for row in user["items"][user["num_train"] :]
+    ]
+    release = Release.open(tmp_path / "release")
+    assert release.unknown_share == sum(counts[row] == 0 for row in held_out) / len(held_out)
+    assert release.built_at is not None
+    assert began <= release.built_at <= time.time()

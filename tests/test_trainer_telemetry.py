@@ -5,12 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from data.tracking.contract import RunFacts
+from data.tracking.settings import TrackingSettings
 from trainer.curves import draw_curve
 from trainer.progress import Follower
-from trainer.settings import TrackingSettings
 from trainer.telemetry import FILE_NAME, StepWindow, Telemetry, read_figures
 
-QUIET = TrackingSettings(wandb="disabled")
+QUIET = TrackingSettings(to=())
+
+
+def _run(directory: Path, resumed_at: int | None = None) -> RunFacts:
+    return RunFacts("abc123", "a run", "train", directory, resumed_at=resumed_at)
 
 
 def test_rates_come_from_two_clock_readings() -> None:
@@ -29,11 +34,11 @@ def test_rates_come_from_two_clock_readings() -> None:
 
 
 def test_a_resumed_run_drops_the_rows_past_its_checkpoint(tmp_path: Path) -> None:
-    first = Telemetry(tmp_path, "id", QUIET, resumed_at=0, recipe={})
+    first = Telemetry(_run(tmp_path), QUIET)
     for step in (10, 20, 30):
         first.write("step", step, loss=1.0)
     first.close()
-    second = Telemetry(tmp_path, "id", QUIET, resumed_at=20, recipe={})
+    second = Telemetry(_run(tmp_path, resumed_at=20), QUIET)
     second.write("step", 30, loss=0.5)
     second.close()
     assert [(row["step"], row["loss"]) for row in read_figures(tmp_path)] == [(10, 1.0), (20, 1.0), (30, 0.5)]
@@ -41,7 +46,7 @@ def test_a_resumed_run_drops_the_rows_past_its_checkpoint(tmp_path: Path) -> Non
 
 def test_a_run_that_starts_afresh_drops_all_rows(tmp_path: Path) -> None:
     for _ in range(2):
-        telemetry = Telemetry(tmp_path, "id", QUIET, resumed_at=0, recipe={})
+        telemetry = Telemetry(_run(tmp_path), QUIET)
         telemetry.write("step", 1, loss=1.0)
         telemetry.close()
     assert len(read_figures(tmp_path)) == 1
@@ -56,14 +61,6 @@ def test_the_curve_is_a_png(tmp_path: Path) -> None:
     rows = [{"kind": "step", "step": 1, "loss": 3.0}, {"kind": "validation", "step": 1, "ndcg@10": 0.1}]
     (tmp_path / FILE_NAME).write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert draw_curve(tmp_path).read_bytes().startswith(b"\x89PNG")
-
-
-def test_wandb_offline_keeps_the_figures_without_an_account(tmp_path: Path) -> None:
-    telemetry = Telemetry(tmp_path, "abc123", TrackingSettings(), resumed_at=0, recipe={"model": {"width": 8}})
-    telemetry.write("step", 1, loss=1.0)
-    telemetry.close()
-    (run,) = (tmp_path / "wandb").glob("offline-run-*-abc123")
-    assert list(run.glob("run-abc123.wandb"))
 
 
 def test_the_progress_bar_reads_each_row_once_and_survives_a_restart(tmp_path: Path) -> None:

@@ -31,10 +31,10 @@ def recipe(directory: Path, **train: Any) -> dict[str, Any]:
             "epochs": EPOCHS,
             "events_per_batch": 64,
             "checkpoint_every_batches": 3,
-            "tracking": {"wandb": "disabled", "every_steps": 1},
             "workers": {"num_workers": 2, "threads_per_worker": 1, "max_failures": 1},
             **train,
         },
+        "tracking": {"to": [], "every_steps": 1},
     }
 
 

@@ -43,6 +43,7 @@ class LoopState:
     """Where a run stands; the same on all ranks."""
 
     events_per_batch: int  # padded events of a batch, over all ranks; the same for the whole run
+    run_id: str = ""  # by which trackers know the run
     epoch: int = 0  # epochs that are complete
     step: int = 0  # batches that are complete
     events: int = 0  # of the epoch that is under way, over all ranks; each is a target

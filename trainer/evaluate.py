@@ -48,8 +48,8 @@ def run(
             of that user, in the same order in every file.
 
     Returns:
-        `protocol` (all that the figures depend on besides the rankings) and `rows`, one mapping of
-        metrics per ranking: baselines, other rankings, the artifact last.
+        `protocol` (all that the figures depend on besides the rankings), `rows`, one mapping of metrics per
+        ranking: baselines, other rankings, the artifact last; and `intervals`, by ranking, of the means over users.
 
     Raises:
         ArtifactMismatch: the dataset has another vocabulary.
@@ -64,16 +64,18 @@ def run(
     facts = CatalogueFacts.of(prepared)
     counts = CaseCounts(facts)
     rows: list[dict[str, Any]] = []
+    intervals: dict[str, dict[str, float]] = {}
     with nullcontext() if users_out is None else published_directory(users_out) as directory:
         for name, build in builders.items():
             users = UserMetrics()
             # What the users have to go by is the same for every row, so the first counts it.
             others: list[Observer] = ([] if rows else [counts]) + ([] if directory is None else [users])
-            rows.append({"model": name, **_row(name, build(), prepared, split, settings, facts, others)})
+            row, intervals[name] = _row(name, build(), prepared, split, settings, facts, others)
+            rows.append({"model": name, **row})
             if directory is not None:
                 pq.write_table(users.table(), directory / f"{name}.parquet")
         protocol = _protocol(settings, prepared, split, counts)
-        result = {"dataset": dataset, "protocol": protocol, "rows": rows}
+        result = {"dataset": dataset, "protocol": protocol, "rows": rows, "intervals": intervals}
         if opened is not None:
             result["artifact"] = opened.content_hash
         if directory is not None:
@@ -138,7 +140,8 @@ def _row(
     settings: EvaluateSettings,
     facts: CatalogueFacts,
     others: list[Observer],
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Metrics of one ranking, and the intervals of their means."""
     cases: Iterator[Cases] = split_cases(
         prepared,
         split,
@@ -155,7 +158,7 @@ def _row(
         remove_seen=settings.seen == "removed",
         observers=[beyond, *others],
     )
-    return {**totals.means(), **beyond.figures()}
+    return {**totals.means(), **beyond.figures()}, totals.intervals()
 
 
 def _protocol(

@@ -1,5 +1,6 @@
 """Full-catalogue evaluation: every item is scored for every user, and the targets' exact ranks counted."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -81,6 +82,7 @@ class Totals:
     num_rows: int
     num_users: int = 0
     sums: dict[str, float] = field(default_factory=dict)
+    squares: dict[str, float] = field(default_factory=dict)  # sums of squares, for the intervals
     shown: dict[int, Tensor] = field(default_factory=dict)  # per cut-off: how often each row was recommended
 
     def add(self, metrics: dict[str, Tensor], top_BK: Tensor) -> None:
@@ -88,6 +90,7 @@ class Totals:
         self.num_users += len(top_BK)
         for name, values_B in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(values_B.sum())
+            self.squares[name] = self.squares.get(name, 0.0) + float(values_B.square().sum())
         for k in self.ks:
             counts_V = torch.bincount(top_BK[:, :k].flatten(), minlength=self.num_rows)
             self.shown[k] = self.shown.get(k, torch.zeros(self.num_rows, dtype=torch.long)) + counts_V
@@ -95,11 +98,12 @@ class Totals:
     def over_ranks(self, ranks: Ranks) -> "Totals":
         """Sums over all ranks; a collective."""
         names = [f"{metric}@{k}" for k in self.ks for metric in ("hr", "recall", "ndcg", "mrr")]
-        own = torch.tensor([float(self.num_users), *(self.sums.get(name, 0.0) for name in names)], dtype=torch.float64)
-        users, *sums = ranks.sum(own).tolist()
+        of_names = [kind.get(name, 0.0) for kind in (self.sums, self.squares) for name in names]
+        users, *both = ranks.sum(torch.tensor([float(self.num_users), *of_names], dtype=torch.float64)).tolist()
+        sums, squares = (dict(zip(names, part, strict=True)) for part in (both[: len(names)], both[len(names) :]))
         none = torch.zeros(self.num_rows, dtype=torch.long)
         shown = {k: ranks.sum(self.shown.get(k, none)) for k in self.ks}
-        return Totals(self.ks, self.num_rows, int(users), dict(zip(names, sums, strict=True)), shown)
+        return Totals(self.ks, self.num_rows, int(users), sums, squares, shown)
 
     def means(self) -> dict[str, float]:
         """Mean of each metric over users, and coverage: share of the catalogue recommended to anyone."""
@@ -107,6 +111,19 @@ class Totals:
         for k, counts_V in self.shown.items():
             result[f"coverage@{k}"] = float((counts_V[1:] > 0).sum()) / (self.num_rows - 1)
         result["users"] = self.num_users
+        return result
+
+    def intervals(self) -> dict[str, float]:
+        """`METRIC_low` and `METRIC_high`: the 95% interval of each mean, if other users of the same kind had been
+        measured; normal approximation. Nothing for a single user.
+        """
+        result: dict[str, float] = {}
+        if self.num_users > 1:
+            for name, total in self.sums.items():
+                mean = total / self.num_users
+                variance = max(0.0, self.squares[name] - self.num_users * mean**2) / (self.num_users - 1)
+                reach = 1.96 * math.sqrt(variance / self.num_users)
+                result |= {f"{name}_low": max(0.0, mean - reach), f"{name}_high": min(1.0, mean + reach)}
         return result
 
 

@@ -1,6 +1,6 @@
 """Settings of training and evaluation: the `train` and `evaluate` sections of a recipe."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -85,14 +85,6 @@ class WorkerSettings(Settings):
         return self
 
 
-class TrackingSettings(Settings):
-    """Where the figures of a run go, besides `metrics.jsonl`."""
-
-    wandb: Literal["offline", "online", "disabled"] = Field("offline", description="W&B mode; offline needs no account")
-    project: str = Field("farsight", description="W&B project")
-    every_steps: int = Field(20, ge=1, description="batches per worker between two rows of figures")
-
-
 class TrainSettings(Settings):
     """The `train` section."""
 
@@ -135,7 +127,16 @@ class TrainSettings(Settings):
     )
     engine: EngineSettings = Field(EngineSettings(), description="DeepSpeed")
     workers: WorkerSettings = Field(WorkerSettings(), description="Ray Train workers")
-    tracking: TrackingSettings = Field(TrackingSettings(), description="W&B and logging")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tracking_apart(cls, stated: Any) -> Any:
+        if isinstance(stated, dict) and "tracking" in stated:
+            raise ValueError(
+                "tracking is a section of its own: tracking.every_steps, tracking.wandb.mode=online; "
+                "tracking.to=[] where nothing is to follow the run"
+            )
+        return stated
 
     @model_validator(mode="after")
     def _nothing_to_freeze(self) -> "TrainSettings":

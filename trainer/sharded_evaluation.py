@@ -19,7 +19,7 @@ from data.ragged import IntArray
 from modeling.metrics import MISSED, ranking_metrics, top_rows
 from modeling.retriever import Retriever
 from modeling.sharded_table import ShardedTable
-from trainer.evaluation import Totals, popularity_scores
+from trainer.evaluation import Observer, Ranked, Totals, popularity_scores
 from trainer.ranks import Ranks
 
 
@@ -44,8 +44,12 @@ class ShardedRanker:
         with torch.inference_mode():
             self._items_RD = functional.normalize(table.vectors_RD.float(), dim=-1)
 
-    def evaluate(self, cases: Iterator[Cases], *, ks: Sequence[int], remove_seen: bool) -> Totals:
-        """Metrics of this rank's users. A collective: ranks without users left go on ranking for the others."""
+    def evaluate(
+        self, cases: Iterator[Cases], *, ks: Sequence[int], remove_seen: bool, observers: Sequence[Observer] = ()
+    ) -> Totals:
+        """Metrics of this rank's users, whose batches the observers see. A collective: ranks without users left go
+        on ranking for the others.
+        """
         totals = Totals(tuple(ks), self._table.num_rows)
         while True:
             batch = next(cases, None)
@@ -56,8 +60,11 @@ class ShardedRanker:
                 found = [self._ranked(*asked, max(ks)) for asked in self._everyones(own)]
             ranks_T, top_BK = found[self._table.rank]
             if batch is not None:
-                _, _, target_T2 = own
-                totals.add(ranking_metrics(ranks_T, target_T2[:, 0].cpu(), len(batch), ks), top_BK)
+                queries_T, targets_T = own[2].cpu().unbind(1)
+                metrics = ranking_metrics(ranks_T, queries_T, len(batch), ks)
+                totals.add(metrics, top_BK)
+                for observer in observers:
+                    observer.see(Ranked(batch, metrics, top_BK, queries_T, targets_T, ranks_T))
 
     def _asked(self, batch: Cases | None, remove_seen: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Query vectors, hidden rows and targets of this rank's users, as rows (query, item row)."""

@@ -1,5 +1,6 @@
-"""The figures of a run: JSON lines in the run directory and, if wanted, W&B. Rank 0 only."""
+"""The figures of a run: JSON lines in the run directory, and whatever else follows it. Rank 0 only."""
 
+import importlib.util
 import json
 import os
 import resource
@@ -10,7 +11,10 @@ from typing import Any
 
 import torch
 
-from trainer.settings import TrackingSettings
+from data.tracking.build import start_tracking
+from data.tracking.contract import AXES, GLOBAL_STEP, RunFacts
+from data.tracking.figures import tracked_figures
+from data.tracking.settings import TrackingSettings
 
 FILE_NAME = "metrics.jsonl"
 
@@ -25,54 +29,43 @@ def read_figures(run_dir: str | Path) -> list[dict[str, Any]]:
 
 
 class Telemetry:
-    """Writes rows `{"kind": "step" | "validation", "step": ..., ...}` as they come.
+    """Writes rows `{"kind": "start" | "step" | "epoch" | "validation" | "checkpoint", "step": ..., ...}` as they come,
+    and tells the run's trackers.
 
     A run that resumes from step s first drops the rows past s, so that a step never stands twice.
+
+    Args:
+        run: its `resumed_at` is the step of the checkpoint that the attempt goes on from.
     """
 
-    def __init__(
-        self, run_dir: str | Path, run_id: str, settings: TrackingSettings, *, resumed_at: int, recipe: dict[str, Any]
-    ) -> None:
-        path = Path(run_dir) / FILE_NAME
-        kept = [row for row in read_figures(run_dir) if row["step"] <= resumed_at] if resumed_at else []
+    def __init__(self, run: RunFacts, settings: TrackingSettings) -> None:
+        path = run.directory / FILE_NAME
+        kept = [row for row in read_figures(run.directory) if row["step"] <= run.resumed_at] if run.resumed_at else []
         aside = path.with_suffix(".partial")
         aside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         os.replace(aside, path)
         self._file = path.open("a", encoding="utf-8")
-        self._wandb = None if settings.wandb == "disabled" else _wandb_run(run_dir, run_id, settings, recipe)
+        self._step = run.resumed_at or 0
+        self.tracking = start_tracking(settings, run)
 
     def write(self, kind: str, step: int, **figures: Any) -> None:
-        """Append one row, and send its numbers to W&B under `kind/name`."""
-        row = {"kind": kind, "step": step, "unix_time": round(time.time(), 3), **figures}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        if self._wandb is not None:
-            numbers = {f"{kind}/{name}": value for name, value in figures.items() if value is not None}
-            self._wandb.log({"global_step": step, **numbers})
+        """Append one row, and send its numbers to the trackers under their names there."""
+        self._step = step
+        self._append({"kind": kind, "step": step, **figures})
+        axes = {axis: int(figures[axis]) for axis in AXES if axis in figures}
+        self.tracking.log(tracked_figures(kind, figures), {GLOBAL_STEP: step, **axes})
 
-    def close(self) -> None:
-        """End the W&B run and close the file."""
-        if self._wandb is not None:
-            self._wandb.finish()
+    def close(self, *, failed: bool = False) -> None:
+        """End the attempt in the trackers, note which of them had problems, and close the file."""
+        self.tracking.finish(failed=failed)
+        if self.tracking.problems:
+            self._append({"kind": "tracking", "step": self._step, "problems": self.tracking.problems})
         self._file.close()
 
-
-def _wandb_run(run_dir: str | Path, run_id: str, settings: TrackingSettings, recipe: dict[str, Any]) -> Any:
-    import wandb  # slow to import, and not needed where tracking is disabled
-
-    run = wandb.init(
-        project=settings.project,
-        id=run_id,
-        name=Path(run_dir).name,
-        dir=str(run_dir),
-        mode=settings.wandb,
-        resume="allow",
-        config=recipe,
-        settings=wandb.Settings(silent=True),
-    )
-    # Replayed steps after a restart would collide with W&B's own step, which only grows.
-    run.define_metric("*", step_metric="global_step")
-    return run
+    def _append(self, row: dict[str, Any]) -> None:
+        kind, step, *rest = row.items()
+        self._file.write(json.dumps(dict([kind, step, ("unix_time", round(time.time(), 3)), *rest])) + "\n")
+        self._file.flush()
 
 
 class StepWindow:
@@ -94,6 +87,7 @@ class StepWindow:
         self._events = 0
         self._padded_events = 0
         self._waited = 0.0
+        self._cpu_began = time.process_time()
 
     def add(
         self, *, head_losses: list[float], num_targets: int, num_events: int, num_padded: int, waited_seconds: float
@@ -120,9 +114,12 @@ class StepWindow:
             "seconds_per_batch": seconds / max(1, self._steps),
             "padding_share": 1 - self._events / max(1, self._padded_events),
             "waiting_share": self._waited / seconds,
+            "cpu_cores": (time.process_time() - self._cpu_began) / seconds,
             "memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         }
         if torch.cuda.is_available():
             result["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            if importlib.util.find_spec("pynvml") is not None:  # torch asks the driver through it
+                result["gpu_utilisation"] = torch.cuda.utilization() / 100
         self._begin(now)
         return result

@@ -20,6 +20,9 @@ from data.session import connect
 from data.settings import Recipe, read_section
 from data.storage import write_json
 from data.stream import EqualParts, epoch_size, window_dataset
+from data.tracking.build import tracking_settings
+from data.tracking.facts import run_facts
+from data.tracking.published import Published
 from modeling.artifact import Artifact, save_artifact
 from modeling.settings import HashedItems, ModelSettings
 from trainer.checkpoints import METRIC, RAY, mend_snapshot, whole_checkpoints
@@ -28,6 +31,7 @@ from trainer.curves import draw_curve
 from trainer.gaps import settled, with_gap
 from trainer.loop import train_worker
 from trainer.progress import progress_bar
+from trainer.reporting import cluster_shape, failure_reported, report_artifact
 from trainer.settings import EvaluateSettings, TrainSettings, WorkerSettings
 from trainer.start import check_start
 
@@ -59,6 +63,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
     """
     train = read_section(recipe, "train", TrainSettings)
     model = read_section(recipe, "model", ModelSettings)
+    tracking = tracking_settings(recipe)
     dataset = PreparedDataset.open(train.dataset)
     _check_fit(train, model, dataset)
     evaluate = settled(read_section(recipe, "evaluate", EvaluateSettings), dataset)
@@ -75,7 +80,8 @@ def run(recipe: Recipe) -> dict[str, Any]:
         "model": model.model_dump(mode="json"),
         "evaluate": evaluate.model_dump(mode="json"),
     }
-    run_id = _claim(run_dir, {**config, "dataset_hash": _dataset_hash(dataset), "begins": begins})
+    published = Published(dataset.directory.resolve(), dataset.manifest)
+    run_id = _claim(run_dir, {**config, "dataset_hash": published.content_hash, "begins": begins})
     if (run_dir / ARTIFACT).exists():  # published last, so the run is complete
         return _summary(Artifact.open(run_dir / ARTIFACT), run_dir)
     size = epoch_size(dataset, max_events=model.max_events, rule=train.windows)
@@ -83,14 +89,16 @@ def run(recipe: Recipe) -> dict[str, Any]:
         raise DatasetError(f"{train.dataset}: no user has two training events, so there is nothing to learn from")
     connect()
     check_resources(train.workers)
+    facts = run_facts("train", run_dir, config, run_id=run_id, dataset=published, cluster=cluster_shape())
     began = time.perf_counter()
     batches = int(size.targets * train.epochs / (train.events_per_batch * train.workers.num_workers))
-    with progress_bar(str(run_dir), total_batches=batches):
-        progress = {"run_id": run_id, "total_targets": size.targets}
-        _fit(train, model, dataset, {**config, **progress}, num_windows=size.windows)
+    with progress_bar(str(run_dir), total_batches=batches), failure_reported(tracking, facts):
+        followed = {"tracking": tracking.model_dump(mode="json"), "run": facts, "total_targets": size.targets}
+        _fit(train, model, dataset, {**config, **followed}, num_windows=size.windows)
     draw_curve(run_dir)
     seconds = round(time.perf_counter() - began, 1)
-    artifact = _export(run_dir, model, dataset, {"settings": config, "seconds": seconds})
+    artifact = _export(run_dir, model, dataset, {"settings": config, "seconds": seconds, "run_id": run_id})
+    report_artifact(tracking, facts, artifact.directory)
     return _summary(artifact, run_dir)
 
 
@@ -186,7 +194,7 @@ def _claim(run_dir: Path, identity: dict[str, Any]) -> str:
     """Take the run directory for these settings; the same settings again mean a resumed run."""
     # What may change between two attempts of one run without making it another run.
     lasting = json.loads(json.dumps(identity))
-    for name in ("workers", "tracking", "max_minutes", "checkpoints_kept", "checkpoint_every_batches"):
+    for name in ("workers", "max_minutes", "checkpoints_kept", "checkpoint_every_batches"):
         lasting["train"].pop(name)
     lasting["evaluate"] = {name: lasting["evaluate"][name] for name in VALIDATED}
     path = run_dir / RUN_FILE
@@ -214,10 +222,6 @@ def _changed(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list
         elif before != after:
             names.append(f"{prefix}{key}: {before!r} -> {after!r}")
     return names
-
-
-def _dataset_hash(dataset: PreparedDataset) -> str:
-    return hashlib.sha256(json.dumps(dataset.manifest["files"], sort_keys=True).encode()).hexdigest()
 
 
 def _fit(

@@ -11,9 +11,17 @@ PACKAGES = ("torch", "ray", "deepspeed", "pyarrow", "numpy", "implicit", "faiss-
 
 
 def commit() -> str:
-    """Short hash of the checkout, marked where files differ from it."""
+    """Short hash of the checkout, marked where files differ from it; FARSIGHT_COMMIT where the code was shipped
+    without one, as in an image or a submitted job.
+    """
+    stated = os.environ.get("FARSIGHT_COMMIT")
+    if stated:
+        return stated
     asked = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    answer = subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    try:
+        answer = subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return "git is not installed"
     return answer.stdout.strip() or "not a git checkout"
 
 
