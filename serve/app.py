@@ -88,7 +88,8 @@ def run(
         on_ready: called with the result once requests are answered.
 
     Returns:
-        `url`, `docs_url`, `release` (directory), `release_id` and `ray_address`, for `farsight deploy`.
+        `url`, `docs_url`, `release` (directory), `release_id`, `metrics_url` (of this node) and `ray_address`, for
+        `farsight deploy`.
 
     Raises:
         ArtifactError: the release is missing, damaged or mismatched, or unknown to the registry.
@@ -121,6 +122,7 @@ def run(
         "docs_url": f"{url}/docs",
         "release": str(found),
         "release_id": release_id,
+        "metrics_url": _metrics_url(),
         "ray_address": ray.get_runtime_context().gcs_address,
     }
     logger.info("serving release %s at %s", release_id, url)
@@ -168,6 +170,15 @@ def _scaling(replicas: Replicas) -> dict[str, Any]:
         return {"num_replicas": replicas.min_replicas}
     names = {"min_replicas", "max_replicas", "target_ongoing_requests", "upscale_delay_s", "downscale_delay_s"}
     return {"autoscaling_config": replicas.model_dump(include=names)}
+
+
+def _metrics_url() -> str | None:
+    """Where Ray exports the metrics of this node, for Prometheus."""
+    here = ray.get_runtime_context().get_node_id()
+    for node in ray.nodes():  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+        if node["NodeID"] == here:
+            return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    return None
 
 
 def _check_access(settings: ServeSettings) -> None:

@@ -1,7 +1,7 @@
 """What Prometheus sees of an endpoint, and its access log.
 
 Ray exports the metrics of every process on a node (`ray metrics` port, names with the prefix `ray_`), with the
-deployment and the replica as tags; docs/serving.md lists them.
+deployment and the replica as tags; `serve.metrics` and docs/monitoring.md list them.
 """
 
 import asyncio

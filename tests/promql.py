@@ -1,5 +1,6 @@
 """What PromQL expressions read, by a real parser of it."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import promql_parser
@@ -22,6 +23,15 @@ def selected(expression: str) -> Selected:
             visit(below, inner - _set_by(node))
 
     visit(promql_parser.parse(expression), frozenset())
+    return found
+
+
+def selected_by_all(expressions: Iterable[str]) -> Selected:
+    """What several expressions read together."""
+    found: Selected = {}
+    for expression in expressions:
+        for name, labels in selected(expression).items():
+            found.setdefault(name, set()).update(labels)
     return found
 
 

@@ -34,8 +34,12 @@ SUBCOMMANDS = [
     "seed-histories",
     "retrieve",
 ]
-SUBCOMMANDS += ["benchmark", "submit", "jobs", "doctor"]
-NESTED = ["jobs list", "jobs logs", "jobs stop"]
+SUBCOMMANDS += ["benchmark", "submit", "jobs", "dashboards", "doctor"]
+GROUPS = {
+    "jobs": ["list", "logs", "stop"],
+    "dashboards": ["grafana", "prometheus", "check", "wandb"],
+}
+NESTED = [f"{group} {name}" for group, names in GROUPS.items() for name in names]
 Started = list[tuple[str, dict[str, Any]]]
 
 
@@ -56,7 +60,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
     return calls
 
 
-@pytest.mark.parametrize("name", [name for name in [*SUBCOMMANDS, *NESTED] if name != "jobs"])
+@pytest.mark.parametrize("name", [name for name in [*SUBCOMMANDS, *NESTED] if name not in GROUPS])
 def test_every_subcommand_has_help_with_an_example(name: str) -> None:
     result = _farsight(*name.split(), "--help")
     assert result.exit_code == 0
@@ -66,9 +70,10 @@ def test_every_subcommand_has_help_with_an_example(name: str) -> None:
 
 def test_help_lists_the_commands_in_the_order_of_the_path() -> None:
     assert list(cli.commands) == SUBCOMMANDS
-    jobs = cli.commands["jobs"]
-    assert isinstance(jobs, click.Group)
-    assert [f"jobs {name}" for name in jobs.commands] == NESTED
+    for name, names in GROUPS.items():
+        group = cli.commands[name]
+        assert isinstance(group, click.Group)
+        assert list(group.commands) == names
 
 
 def test_help_is_quick_and_loads_neither_torch_nor_ray() -> None:
@@ -88,7 +93,7 @@ def test_help_is_quick_and_loads_neither_torch_nor_ray() -> None:
 
 def test_entry_points_are_where_the_command_line_looks_for_them() -> None:
     entries = [value for name, value in vars(floors).items() if name.isupper()]
-    assert len(entries) == 20
+    assert len(entries) == 27
     for entry in entries:
         module, _, function = entry.partition(":")
         text = (ROOT / (module.replace(".", "/") + ".py")).read_text() if not module.startswith("ray") else ""
@@ -150,6 +155,17 @@ def test_a_registry_is_listed_and_what_changes_it_is_optional(started: Started) 
     _farsight("releases", "runs/releases", "--add", "runs/x/release", "--keep", "3")
     assert started[0] == ("serve.registry:run", {"registry": "runs/releases", "add": None, "keep": None})
     assert started[1][1] == {"registry": "runs/releases", "add": "runs/x/release", "keep": 3}
+
+
+def test_monitoring_takes_thresholds_from_a_recipe_and_addresses_from_options(started: Started) -> None:
+    words = ["--out", "m", "--target", "a:1", "--target", "b:2", "--haproxy", "alerts.score_drift=0.1"]
+    assert _farsight("dashboards", "prometheus", *words).exit_code == 0
+    entry, arguments = started[0]
+    assert entry == "cluster.dashboards.write:prometheus"
+    assert (arguments["recipe"], arguments["targets"]) == ({"alerts": {"score_drift": 0.1}}, ("a:1", "b:2"))
+    assert (arguments["haproxy"], arguments["discovery"], arguments["cluster"]) == (True, None, "farsight")
+    assert _farsight("dashboards", "grafana", "--out", "m").exit_code == 0
+    assert started[1] == ("cluster.dashboards.write:grafana", {"out": "m", "prometheus": "http://127.0.0.1:9090"})
 
 
 def test_results_are_lines_for_people_and_one_document_for_machines(started: Started) -> None:
@@ -305,6 +321,16 @@ def test_releases_are_a_table_with_the_names_that_can_be_typed(monkeypatch: pyte
     assert all(part in first for part in parts)
     assert "bb22: damaged" in second
     assert json.loads(_farsight("releases", "runs/releases", "--json").stdout) == found
+
+
+def test_panels_without_data_are_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"dashboard": "farsight-serving", "row": "Nodes", "panel": "GPU", "metrics": ["ray_a", "ray_b"]}
+    _answering(monkeypatch, {"panels": 90, "with_data": 89, "empty": [row]})
+    output = _farsight("dashboards", "check", "http://here").output
+    assert "89 of 90 panels have data; without:" in output
+    assert "ray_a ray_b" in output
+    _answering(monkeypatch, {"panels": 90, "with_data": 90, "empty": []})
+    assert "90 of 90 panels have data\n" in _farsight("dashboards", "check").output
 
 
 def _answering(monkeypatch: pytest.MonkeyPatch, result: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ from data.metrics import PREFIX, SUFFIXES
 from data.tracking.on_prometheus import TRAINING
 from serve.metrics import SERVING
 from tests.ports import free_port
-from tests.promql import Selected, selected
+from tests.promql import selected, selected_by_all
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = {name: metric for metric in (*SERVING, *TRAINING) for name in metric.exported}
@@ -45,15 +45,6 @@ NOT_RAYS = {"ALERTS", "up", "haproxy_backend_current_queue"}
 # What a scrape adds, and what Serve adds to the metrics of a replica.
 SCRAPED = {"cluster", "instance", "job"}
 BY_SERVE = {"application", "deployment", "replica"}
-
-
-def _read() -> Selected:
-    """Every metric that is read somewhere, with the labels that are looked at."""
-    found: Selected = {}
-    for expression in EXPRESSIONS:
-        for name, labels in selected(expression).items():
-            found.setdefault(name, set()).update(labels)
-    return found
 
 
 def _in_rays_sources(names: set[str]) -> set[str]:
@@ -90,20 +81,20 @@ def test_every_query_parses_and_a_panel_says_which_metrics_it_reads() -> None:
 
 
 def test_every_metric_that_is_read_is_declared_by_us_or_known_to_ray() -> None:
-    names = set(_read()) - set(OURS) - NOT_RAYS
+    names = set(selected_by_all(EXPRESSIONS)) - set(OURS) - NOT_RAYS
     assert all(name.startswith(PREFIX) and "farsight" not in name for name in names), names
     bases = {_base(name): name for name in names}
     assert bases.keys() - _in_rays_sources(set(bases)) == set()
 
 
 def test_every_metric_of_ours_is_on_a_dashboard() -> None:
-    read = set(_read())
+    read = set(selected_by_all(EXPRESSIONS))
     unread = {metric.name for metric in (*SERVING, *TRAINING) if not read & set(metric.exported)}
     assert unread == set()
 
 
 def test_our_metrics_have_the_labels_by_which_they_are_chosen_and_grouped() -> None:
-    for name, labels in _read().items():
+    for name, labels in selected_by_all(EXPRESSIONS).items():
         if name in OURS:
             metric = OURS[name]
             known = SCRAPED | set(metric.labels) | (BY_SERVE if metric in SERVING else set())

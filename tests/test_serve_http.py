@@ -14,9 +14,17 @@ from typing import Any
 import httpx
 import pytest
 import ray.serve
+from prometheus_client.parser import text_string_to_metric_families
 
+from cluster.dashboards.check import plain
+from cluster.dashboards.rules import all_alerts
+from cluster.dashboards.settings import AlertSettings
+from cluster.dashboards.write import DASHBOARDS
 from data.errors import ArtifactMismatch, EndpointError
 from data.storage import file_hash, write_json
+from data.tracking.contract import AXES, NOT_FINITE, RunFacts
+from data.tracking.on_prometheus import FAILURES, TRAINING, Prometheus
+from data.tracking.on_prometheus import FIGURES as TRACKED
 from modeling.settings import ConditionSettings
 from serve import client
 from serve.answer import Query
@@ -25,8 +33,10 @@ from serve.build import run as build_release
 from serve.deploy import run as deploy
 from serve.engine import Engine
 from serve.instructions import Wish
+from serve.metrics import SERVING
 from serve.registry import Registry
 from tests.ports import free_port
+from tests.promql import selected_by_all
 from tests.small_world import ACTIONS, NUM_ITEMS, START, item_id, write_artifact, write_dataset
 
 pytestmark = pytest.mark.ray
@@ -38,12 +48,26 @@ SETTINGS = {
     "deadline_ms": 10_000,
     "access_log": True,
 }
+QUERIES = [query for dashboard in DASHBOARDS for panel in dashboard.panels for query in panel.queries]
+ALERTS = all_alerts(AlertSettings())
+RAYS = ("ray_serve_", "ray_node_", "ray_object_store_", "ray_component_")
+# What needs a GPU, HAProxy or a number of replicas that is not fixed.
+NOT_HERE = {
+    "ray_node_gpus_utilization",
+    "ray_node_gram_used",
+    "ray_serve_haproxy_process_count",
+    "ray_serve_haproxy_target_mismatch",
+    "ray_serve_autoscaling_desired_replicas",
+    "ray_serve_autoscaling_target_ongoing_requests",
+    "ray_serve_autoscaling_target_replicas",
+    "ray_serve_autoscaling_total_requests",
+}
 
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("serve")
-    dataset = write_dataset(place / "dataset")
+    dataset = write_dataset(place / "dataset", num_users=120)  # enough to know the tenths of their scores
     artifact = write_artifact(place / "artifact", dataset, condition=ConditionSettings())
     build_release(str(artifact.directory), str(place / "release"), {}, dataset=str(dataset.directory))
     registry = Registry(place / "registry")
@@ -59,13 +83,19 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def url(release: Path, recipe: dict[str, Any], ray_session: None) -> Iterator[str]:
+def served(release: Path, recipe: dict[str, Any], ray_session: None) -> Iterator[dict[str, Any]]:
     ready: list[dict[str, Any]] = []
     result = run(str(release.parent), recipe, blocking=False, on_ready=ready.append)
     assert ready == [result]
     assert result["release"] == str(release)
-    yield result["url"]
+    yield result
     ray.serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def url(served: dict[str, Any]) -> str:
+    address: str = served["url"]
+    return address
 
 
 def history(seed: int) -> list[dict[str, Any]]:
@@ -223,30 +253,42 @@ def test_a_request_is_seen_in_its_answer_the_access_log_and_the_metrics(url: str
     }
     assert line["ms"] >= line["stage_ms"]["queue"]
     assert client.run(url, [])["fallback"] == "popularity"  # or there is nothing to count
-    metrics = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
-    wanted = [
-        "requests_total",
-        "request_seconds_bucket",
-        "stage_seconds_bucket",
-        "batch_size_bucket",
-        "unknown_items_total",
-        "history_events_total",
-        "items_wanted_total",
-        "items_answered_total",
-        "fallbacks_total",
-        "release",
-        "updates_version",
-        "updated_items",
-    ]
-    for _ in range(60):  # Ray reports every few seconds
-        lines = httpx.get(metrics, timeout=30).text.splitlines()
-        missing = [name for name in wanted if not any(line.startswith(f"ray_farsight_{name}{{") for line in lines)]
-        if not missing:
-            break
-        time.sleep(0.5)
-    assert missing == []
-    [release_line] = [line for line in lines if line.startswith("ray_farsight_release{")]
-    assert f'release="{response.json()["release"]}"' in release_line
+
+
+def test_what_dashboards_and_alerts_read_is_at_the_port_of_the_node(
+    url: str, served: dict[str, Any], tmp_path: Path
+) -> None:
+    asked = {"history": [{"item_id": 404, "timestamp": START}, *history(6)], "request_time": START + 5_000, "k": 7}
+    for _ in range(2):  # the second finds the query vector kept
+        assert httpx.post(f"{url}/v1/retrieve", json=asked, timeout=30).status_code == 200
+    assert client.run(url, [])["fallback"] == "popularity"
+    tracker = Prometheus()  # a training run, as far as its tracker can tell
+    tracker.start(RunFacts("1", "demo/train", "train", tmp_path))
+    tracker.log({**dict.fromkeys(TRACKED, 0.5), "eval/ndcg_at_10": 0.2}, dict.fromkeys(AXES, 3))
+    for title in (NOT_FINITE, "Something else"):
+        tracker.alert(title, "what was found")
+    ours = {name for metric in (*SERVING, *TRAINING) for name in metric.exported}
+    ours -= set(FAILURES.exported)  # it has not failed
+    read = selected_by_all([*(plain(query.expr) for query in QUERIES), *(alert.expr for alert in ALERTS)])
+    wanted = ours | {name for name in read if name.startswith(RAYS)}
+    deadline = time.monotonic() + 60
+    while missing := wanted - NOT_HERE - (exported := _exported(served["metrics_url"])).keys():
+        assert time.monotonic() < deadline, f"not exported: {sorted(missing)}"
+        time.sleep(0.5)  # Ray reports every few seconds
+    for name, labels in read.items():
+        if name in exported:
+            # What a scrape adds is not there yet.
+            assert labels - {"cluster", "instance", "job"} <= exported[name], f"{name}: {labels} of {exported[name]}"
+    tracker.finish(failed=False)
+
+
+def _exported(address: str) -> dict[str, set[str]]:
+    """The names at a metrics port, each with its labels."""
+    found: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(httpx.get(address, timeout=30).text):
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    return found
 
 
 def test_a_release_follows_another_under_load_and_no_request_fails_or_mixes_them(

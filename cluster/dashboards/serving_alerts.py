@@ -100,6 +100,7 @@ def _of_answers(settings: AlertSettings) -> tuple[Alert, ...]:
             "1h",
             "warning",
             "Best scores fall otherwise than those of the release's own requests did.",
+            '{{ $value | printf "%.2f" }}',
         ),
     )
 

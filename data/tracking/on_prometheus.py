@@ -68,7 +68,7 @@ _EVALUATED = re.compile(r"eval/(\w+_at_\d+)")
 
 
 class Prometheus:
-    """Sets gauges to the newest figures of a training run; of other steps it has the alerts only."""
+    """Sets gauges to the newest figures of a training run; of a pipeline it has the alerts only."""
 
     def __init__(self) -> None:
         self._recorder: Recorder | None = None
