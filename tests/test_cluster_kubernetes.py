@@ -175,6 +175,10 @@ def test_every_container_says_what_it_needs_and_has_no_privileges(overlay: str) 
         assert context["runAsNonRoot"] is True, name
         assert context["runAsUser"] > 0, name
         assert context["allowPrivilegeEscalation"] is False, name
+        assert context["readOnlyRootFilesystem"] is True, name
+        assert name.startswith("farsight-redis") or "/tmp" in {
+            mount["mountPath"] for mount in container["volumeMounts"]
+        }
         assert context["capabilities"] == {"drop": ["ALL"]}, name
         assert context["seccompProfile"] == {"type": "RuntimeDefault"}, name
         assert not context.get("privileged"), name

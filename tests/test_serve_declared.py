@@ -96,11 +96,11 @@ def test_a_declared_application_stays_declared_when_a_release_follows_another(
         declare(config)
         assert asked().json()["release"] == second
 
+        with pytest.raises(RecipeError, match=r"change them in args\.serve of that file"):
+            deploy(str(registry.directory / "previous"), {"serve": {"deadline_ms": 100}})
         with pytest.raises(RuntimeError, match="found no release 'nope'"):
             declare(config, str(registry.directory / "nope"))
         assert asked().json()["release"] == second
-        with pytest.raises(RecipeError, match=r"change them in args\.serve of that file"):
-            deploy(str(registry.directory / "previous"), {"serve": {"deadline_ms": 100}})
     finally:
         done.set()
         client.join()
@@ -113,7 +113,7 @@ def test_a_declared_application_stays_declared_when_a_release_follows_another(
     [
         (
             {"access": {"anyone": True}, "host": "0.0.0.0"},
-            r"args\.serve\.host: is said elsewhere in a Serve config file",
+            r"args\.serve\.host: is said elsewhere in a Serve config",
         ),
         ({"access": {"anyone": True}, "haproxy": True}, r"args\.serve\.haproxy: is said elsewhere"),
         ({}, r"args\.serve\.access: whoever reaches the port could ask; set serve\.access\.tokens_file=FILE"),

@@ -13,14 +13,11 @@ for program in bash ray wget; do
     command -v "$program" > /dev/null || fail "$program is not on the PATH"
 done
 bash -lc 'command -v ray farsight' > /dev/null || fail "ray and farsight are not on the PATH of a login shell"
-# So that what follows proves that nothing is compiled.
-for program in cc c++ gcc g++ nvcc; do
-    if found=$(command -v "$program"); then fail "found a compiler, $found"; fi
-done
 [[ ! -w $(dirname "$(command -v ray)") ]] || fail "whoever runs here can change the packages"
 
 ray --version
-DS_ACCELERATOR=cpu python - << 'PYTHON'
+# With nothing on the PATH but the packages there is no compiler: what is loaded was built before.
+PATH=$(dirname "$(command -v ray)") DS_ACCELERATOR=cpu python - << 'PYTHON'
 from deepspeed.ops.op_builder import ShareMemCommBuilder
 
 print(f"DeepSpeed's operator: {ShareMemCommBuilder().load().__file__}")
