@@ -16,7 +16,7 @@ from pydantic import Field
 
 from data.errors import MachineError, RecipeError
 from data.session import connect
-from data.settings import Recipe, Settings, read_section
+from data.settings import Recipe, Settings, SettingsT, read_section
 from serve.access import Tokens
 from serve.endpoint import Endpoint
 from serve.haproxy import haproxy_environment
@@ -39,6 +39,7 @@ REFUSING_ROOM = 8
 DRAIN_POLL_SECONDS = 0.2
 GRPC_SERVICER = "serve.grpc.farsight_pb2_grpc.add_RetrieverServicer_to_server"
 GRPC_MESSAGE_BYTES = 4 * 2**20  # gRPC's own default
+_SAY_WHO = "set serve.access.tokens_file=FILE, or serve.access.anyone=true where something in front asks who they are"
 # Where Serve's gRPC proxy listens; it cannot be told otherwise.
 ANYWHERE = "0.0.0.0"
 # Serve's own lines cost throughput; the API writes one per request (`serve.watching`).
@@ -46,20 +47,49 @@ LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 ACCESS_LOGGING = {"log_level": "INFO", "enable_access_log": False, "encoding": "JSON"}
 
 
+# What a Serve config file says in fields of its own, or in the environment of the nodes.
+SERVES_OWN = ("host", "port", "route_prefix", "grpc_port", "haproxy")
+
+
 class AppArguments(Settings):
     """`args` of the application in a Serve config file."""
 
-    release: str = Field(description="directory of a release, readable under this path by every node")
+    release: str = Field(
+        description="a release, or a registry and what is wanted of it, readable under this path by every node; of a "
+        "registry alone the release that was deployed last"
+    )
     serve: ServeSettings = Field(default_factory=ServeSettings, description="section `serve` of a recipe")
 
 
 def app(args: AppArguments) -> ray.serve.Application:
+    """The application that a Serve config file declares (`serve.declared` changes its release).
+
+    Raises:
+        RecipeError: settings that belong elsewhere in the file, or no word of who may ask: the file's proxy may listen
+            anywhere.
+        ArtifactError: the registry has no such release.
+    """
+    for name in SERVES_OWN:
+        if name in args.serve.model_fields_set:
+            raise RecipeError(
+                f"args.serve.{name}: is said elsewhere in a Serve config file: http_options and grpc_options, the "
+                "application's route_prefix, or the environment of the nodes (docs/kubernetes.md)"
+            )
+    if args.serve.access.tokens_file is None and not args.serve.access.anyone:
+        raise RecipeError(f"args.serve.access: whoever reaches the port could ask; {_SAY_WHO}")
+    return endpoint_application(str(find_release(args.release).resolve()), args.serve)
+
+
+def endpoint_application(release: str, settings: ServeSettings) -> ray.serve.Application:
     """The endpoint's replicas.
 
     When the application is deployed again, all new replicas start beside the old ones, and those stop once these
     answer (`max_surge_percent`).
+
+    Args:
+        release: directory of a release, readable under this path by every node.
     """
-    settings, queueing, replicas = args.serve, args.serve.queueing, args.serve.replicas
+    queueing, replicas = settings.queueing, settings.replicas
     endpoint = ray.serve.deployment(
         name="endpoint",
         # Room beyond what a replica works on, so that it can refuse; the proxy refuses what is past that.
@@ -72,7 +102,7 @@ def app(args: AppArguments) -> ray.serve.Application:
         max_surge_percent=100,
         **_scaling(replicas),
     )(Endpoint)
-    application: ray.serve.Application = endpoint.bind(args.release, settings)
+    application: ray.serve.Application = endpoint.bind(release, settings)
     return application
 
 
@@ -142,26 +172,29 @@ def start(release: str, release_id: str, settings: ServeSettings) -> None:
     """
     if settings.searchers is not None:
         start_searchers(release, release_id, settings.searchers)
-    arguments = AppArguments(release=release, serve=settings)
-    ray.serve.run(app(arguments), name=APPLICATION, route_prefix=settings.route_prefix)
+    ray.serve.run(endpoint_application(release, settings), name=APPLICATION, route_prefix=settings.route_prefix)
     stop_searchers(but_of=[] if settings.searchers is None else [release_id])
 
 
 def serve_settings(recipe: Recipe) -> ServeSettings:
     """Section `serve`; relative files lie where the command runs, and not where a replica does."""
     settings = read_section(recipe, "serve", ServeSettings)
-    changed: dict[str, Any] = {}
-    if isinstance(settings.histories, SqliteSettings):
-        changed["histories"] = settings.histories.model_copy(update={"path": _absolute(settings.histories.path)})
-    if isinstance(settings.updates, SqliteUpdatesSettings):
-        changed["updates"] = settings.updates.model_copy(update={"path": _absolute(settings.updates.path)})
-    if settings.access.tokens_file is not None:
-        changed["access"] = settings.access.model_copy(update={"tokens_file": _absolute(settings.access.tokens_file)})
-    return settings.model_copy(update=changed)
+    access, histories, updates = settings.access, settings.histories, settings.updates
+    return settings.model_copy(
+        update={
+            "access": _placed(access, "tokens_file"),
+            "histories": _placed(histories, "path" if isinstance(histories, SqliteSettings) else "password_file"),
+            "updates": _placed(updates, "path" if isinstance(updates, SqliteUpdatesSettings) else "password_file"),
+        }
+    )
 
 
-def _absolute(path: str) -> str:
-    return str(Path(path).absolute())
+def _placed(settings: SettingsT | None, name: str) -> SettingsT | None:
+    """Settings with the file that they name made absolute, if they name one."""
+    file = getattr(settings, name, None)
+    if settings is None or file is None:
+        return settings
+    return settings.model_copy(update={name: str(Path(file).absolute())})
 
 
 def _scaling(replicas: Replicas) -> dict[str, Any]:
@@ -186,10 +219,7 @@ def _check_access(settings: ServeSettings) -> None:
     if access.tokens_file is not None:
         Tokens(access.tokens_file)
     elif not access.anyone and (what := _beyond_this_machine(settings)) is not None:
-        raise RecipeError(
-            f"serve.{what}: listens beyond this machine, and anyone there could ask; set "
-            "serve.access.tokens_file=FILE, or serve.access.anyone=true where something in front asks who they are"
-        )
+        raise RecipeError(f"serve.{what}: listens beyond this machine, and anyone there could ask; {_SAY_WHO}")
 
 
 def _beyond_this_machine(settings: ServeSettings) -> str | None:

@@ -15,6 +15,7 @@ import ray.serve.exceptions
 from data.errors import ArtifactError, EndpointError
 from data.settings import Recipe
 from serve.app import APPLICATION, serve_settings, start
+from serve.declared import check_no_settings, declare, declared_config
 from serve.engine import Engine
 from serve.golden import check_golden
 from serve.registry import find_release, record_deployment
@@ -29,6 +30,7 @@ def run(release: str, recipe: Recipe, address: str | None = None) -> dict[str, A
     Args:
         release: a release, as `serve.registry.find_release` finds it, readable under this path by every node.
         recipe: section `serve`, as the application is served with; what differs is changed too, but for host and port.
+            Without it for an application that a Serve config file declares, of which only the release is changed.
         address: of the Ray that serves; the one in `RAY_ADDRESS`, or found on this machine, if None.
 
     Returns:
@@ -38,8 +40,19 @@ def run(release: str, recipe: Recipe, address: str | None = None) -> dict[str, A
         ArtifactError: the release is damaged, unknown to the registry, or did not start; the one before goes on.
         ArtifactMismatch: it answers its golden requests otherwise than when it was built.
         EndpointError: nothing is served there.
+        RecipeError: wrong settings, or any for an application that a config file declares.
     """
     settings, before = serve_settings(recipe), _served(address)
+    declared = declared_config()
+    if declared is not None:
+        check_no_settings(recipe)
+
+    def put(release: str, release_id: str) -> None:
+        if declared is None:
+            start(release, release_id, settings)
+        else:
+            declare(declared, release)
+
     # A deployment that was cut off before it was recorded is made good for, so that `previous` goes by what answers.
     record_deployment(before.release)
     found = find_release(release)
@@ -48,11 +61,9 @@ def run(release: str, recipe: Recipe, address: str | None = None) -> dict[str, A
     check_golden(engine, engine.golden)
     logger.info("deploying release %s after %s", engine.release_id, before.release_id)
     try:
-        start(place, engine.release_id, settings)
+        put(place, engine.release_id)
     except RuntimeError as error:
-        start(
-            before.release, before.release_id, settings
-        )  # or Serve would try the new one again whenever a replica is lost
+        put(before.release, before.release_id)  # or Serve would try the new one again whenever a replica is lost
         raise ArtifactError(
             f"{place}: did not start, and {before.release_id} goes on answering; the log of the new replicas (in Ray's "
             f"folder of logs, under serve/) says why: {error}"

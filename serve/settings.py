@@ -6,6 +6,7 @@ from limits import parse as parse_rate
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from data.settings import Settings
+from serve.redis_settings import RedisServer
 from serve.updates.settings import SqliteUpdatesSettings, UpdatesKind, sqlite_if_unsaid
 
 
@@ -142,11 +143,10 @@ class SqliteSettings(StoreSettings):
     path: str = Field("runs/histories.sqlite", description="the file, made if it is not there")
 
 
-class RedisSettings(StoreSettings):
+class RedisSettings(StoreSettings, RedisServer):
     """A Redis server or cluster, for endpoints of many machines; needs the extra `redis`."""
 
     kind: Literal["redis"] = "redis"
-    url: str = Field("redis://127.0.0.1:6379/0", description="the server: redis://, rediss:// with TLS, or unix://")
     prefix: str = Field(
         "farsight:", description="of every key, so that one server can hold several endpoints' histories"
     )

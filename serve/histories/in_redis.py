@@ -7,6 +7,7 @@ from typing import Any
 import redis
 
 from serve.histories.contract import Appended, HistoriesUnavailable, StoredEvent
+from serve.redis_server import redis_client
 
 _NUMBER_DIGITS = 16
 # A user has a sorted set of events by time, members "number of arrival, [item, action, id, time]", so that equal times
@@ -77,17 +78,18 @@ class RedisHistories:
         url: `redis://…`, `rediss://…` with TLS, or `unix://…`; may hold a password, so it is never printed.
         prefix: of every key.
         max_events: longest history.
+        password_file: file with the server's password; None for what the url says.
         timeout_seconds: how long a call waits for the server.
 
     Raises:
         HistoriesUnavailable: from every method, if the server does not answer.
     """
 
-    def __init__(self, url: str, prefix: str, max_events: int, timeout_seconds: float = 1) -> None:
+    def __init__(
+        self, url: str, prefix: str, max_events: int, password_file: str | None = None, timeout_seconds: float = 1
+    ) -> None:
         self._prefix, self._max_events = prefix, max_events
-        timeouts = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds}
-        # Its types promise answers that may be awaited, which those of this client never are.
-        self._client: Any = redis.Redis.from_url(url, decode_responses=True, **timeouts)
+        self._client = redis_client(url, password_file, timeout_seconds)
         self._append = self._client.register_script(_APPEND)
         self._replace = self._client.register_script(_REPLACE)
 

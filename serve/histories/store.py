@@ -31,7 +31,7 @@ def open_histories(settings: HistoriesKind) -> HistoryStore:
         from serve.histories.in_redis import RedisHistories
     except ModuleNotFoundError as error:
         raise MachineError(f"serve.histories.kind=redis: {error}; install farsight with the extra redis") from None
-    return RedisHistories(settings.url, settings.prefix, settings.max_events)
+    return RedisHistories(settings.url, settings.prefix, settings.max_events, settings.password_file)
 
 
 def seed(dataset: str, recipe: Recipe) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import redis
 
+from serve.redis_server import redis_client
 from serve.updates.contract import Change, Changed, Updates, UpdatesUnavailable
 from serve.updates.states import ItemState, Room, changed_states, from_document, next_version, to_document
 
@@ -17,21 +18,28 @@ class RedisUpdates:
         url: `redis://…`, `rediss://…` with TLS, or `unix://…`; may hold a password, so it is never printed.
         prefix: of every key.
         max_added, max_removed: items that may stand at a time.
+        password_file: file with the server's password; None for what the url says.
         timeout_seconds: how long a call waits for the server.
 
     Raises:
         UpdatesUnavailable: from every method, if the server does not answer.
     """
 
-    def __init__(self, url: str, prefix: str, max_added: int, max_removed: int, timeout_seconds: float = 1) -> None:
+    def __init__(
+        self,
+        url: str,
+        prefix: str,
+        max_added: int,
+        max_removed: int,
+        password_file: str | None = None,
+        timeout_seconds: float = 1,
+    ) -> None:
         self._max_added, self._max_removed = max_added, max_removed
         # The braces put all three on one node of a Redis Cluster.
         self._version, self._removed, self._added = (
             f"{prefix}{{items}}:{part}" for part in ("version", "removed", "added")
         )
-        timeouts = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds}
-        # Its types promise answers that may be awaited, which those of this client never are.
-        self._client: Any = redis.Redis.from_url(url, decode_responses=True, **timeouts)
+        self._client = redis_client(url, password_file, timeout_seconds)
 
     def version(self) -> int:
         """See `UpdateStore`."""

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from data.settings import Settings
+from serve.redis_settings import RedisServer
 
 
 class UpdatesSettings(Settings):
@@ -21,11 +22,10 @@ class SqliteUpdatesSettings(UpdatesSettings):
     path: str = Field("runs/updates.sqlite", description="the file, made if it is not there")
 
 
-class RedisUpdatesSettings(UpdatesSettings):
+class RedisUpdatesSettings(UpdatesSettings, RedisServer):
     """A Redis server, for endpoints of many machines; needs the extra `redis`."""
 
     kind: Literal["redis"] = "redis"
-    url: str = Field("redis://127.0.0.1:6379/0", description="the server: redis://, rediss:// with TLS, or unix://")
     prefix: str = Field("farsight:", description="of every key, so that one server can hold several endpoints' updates")
 
 

@@ -21,4 +21,4 @@ def open_updates(settings: UpdatesKind) -> UpdateStore:
         from serve.updates.in_redis import RedisUpdates
     except ModuleNotFoundError as error:
         raise MachineError(f"serve.updates.kind=redis: {error}; install farsight with the extra redis") from None
-    return RedisUpdates(settings.url, settings.prefix, settings.max_added, settings.max_removed)
+    return RedisUpdates(settings.url, settings.prefix, settings.max_added, settings.max_removed, settings.password_file)
