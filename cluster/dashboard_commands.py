@@ -10,7 +10,7 @@ from cluster.command_line import command, recipe_of, recipe_words
 
 @click.group()
 def dashboards() -> None:
-    """Write dashboards and alert rules for what runs; each command takes --json.
+    """Write dashboards and alert rules for what runs. Each command takes --json.
 
     Example: farsight dashboards wandb tracking.wandb.mode=online
     """
