@@ -42,7 +42,6 @@ def start_tracking(settings: TrackingSettings, run: RunFacts) -> Tracking:
     # A release comes from the command that builds its index; alerts of a pipeline are always wanted.
     step = "index" if run.step == "release" else run.step
     names = settings.to if step == "pipeline" or step in settings.steps else ()
-    run.directory.mkdir(parents=True, exist_ok=True)
     return Tracking({name: _tracker(name, settings) for name in dict.fromkeys(names)}, run)
 
 
