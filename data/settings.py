@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data.errors import RecipeError
 
-SECTIONS = ("simulate", "ingest", "model", "train", "evaluate", "index", "serve", "predict")
+SECTIONS = ("simulate", "ingest", "model", "train", "evaluate", "index", "serve", "predict", "pipeline")
 
 
 class Settings(BaseModel):

@@ -14,7 +14,16 @@ from click.testing import CliRunner, Result
 from cluster import floors
 from cluster.cli import cli
 from cluster.output import shown
-from data.errors import ArtifactError, DatasetError, EndpointError, FarsightError, LogError, MachineError, RecipeError
+from data.errors import (
+    ArtifactError,
+    DatasetError,
+    EndpointError,
+    FarsightError,
+    HeldBack,
+    LogError,
+    MachineError,
+    RecipeError,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 SUBCOMMANDS = [
@@ -33,7 +42,7 @@ SUBCOMMANDS = [
     "seed-histories",
     "retrieve",
 ]
-SUBCOMMANDS += ["benchmark", "doctor"]
+SUBCOMMANDS += ["pipeline", "benchmark", "doctor"]
 Started = list[tuple[str, dict[str, Any]]]
 
 
@@ -83,7 +92,7 @@ def test_help_is_quick_and_loads_neither_torch_nor_ray() -> None:
 
 def test_entry_points_are_where_the_command_line_looks_for_them() -> None:
     entries = [value for name, value in vars(floors).items() if name.isupper()]
-    assert len(entries) == 18
+    assert len(entries) == 25
     for entry in entries:
         module, _, function = entry.partition(":")
         text = (ROOT / (module.replace(".", "/") + ".py")).read_text() if not module.startswith("ray") else ""
@@ -96,6 +105,12 @@ def test_a_recipe_with_overrides_reaches_the_floor(started: Started) -> None:
     assert entry == "trainer.train:run"
     assert arguments["recipe"]["train"]["epochs"] == 3
     assert arguments["recipe"]["model"]["width"] == 8
+
+
+def test_days_of_a_simulated_log_are_another_entry(started: Started) -> None:
+    assert _farsight("simulate", "--out", "somewhere", "--days", "3", "simulate.num_users=5").exit_code == 0
+    told = {"recipe": {"simulate": {"num_users": 5}}, "out": "somewhere", "days": 3}
+    assert started == [("data.simulate_days:run", told)]
 
 
 def test_without_a_recipe_every_setting_is_at_its_default(started: Started) -> None:
@@ -157,7 +172,15 @@ def test_wrong_usage_exits_with_2_and_says_what_is_wrong(words: list[str], messa
 
 @pytest.mark.parametrize(
     ("kind", "code"),
-    [(RecipeError, 2), (LogError, 3), (DatasetError, 3), (ArtifactError, 4), (MachineError, 6), (EndpointError, 7)],
+    [
+        (RecipeError, 2),
+        (LogError, 3),
+        (DatasetError, 3),
+        (ArtifactError, 4),
+        (MachineError, 6),
+        (EndpointError, 7),
+        (HeldBack, 8),
+    ],
 )
 def test_our_errors_are_one_line_and_an_exit_code(
     kind: type[FarsightError], code: int, monkeypatch: pytest.MonkeyPatch

@@ -79,7 +79,7 @@ def run(
             if directory is not None:
                 pq.write_table(users.table(), directory / f"{name}.parquet")
         protocol = _protocol(settings, prepared, split, counts)
-        result = {"dataset": dataset, "protocol": protocol, "rows": rows}
+        result: dict[str, Any] = {"dataset": dataset, "protocol": protocol, "rows": rows}
         if opened is not None:
             result |= {"artifact": opened.content_hash, "unknown_items": prepared.num_rows - opened.num_rows}
         if directory is not None:
