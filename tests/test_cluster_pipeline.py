@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,7 +25,15 @@ import yaml
 from click.testing import CliRunner, Result
 
 from cluster.cli import cli
-from cluster.pipeline.state import PLACES
+from cluster.pipeline.settings import PipelineSettings
+from cluster.pipeline.state import PLACES, Day
+from cluster.pipeline.steps import InUse, Task, promote
+from data.errors import EndpointError
+from serve.app import run as serve
+from serve.build import run as build_release
+from serve.registry import Registry
+from tests.ports import free_port
+from tests.small_world import write_artifact, write_dataset
 
 FIRST, SECOND, THIRD = "2025-12-20", "2025-12-21", "2025-12-22"
 RECIPE = {
@@ -244,3 +253,36 @@ def test_every_verdict_is_told_to_who_asked(nights: Nights) -> None:
         (SECOND, "promoted"),
         *[(THIRD, "held")] * 2,
     ]
+
+
+@pytest.mark.ray
+def test_a_promoted_release_is_deployed_and_an_endpoint_that_is_not_there_leaves_it_in_the_registry(
+    ray_session: None, tmp_path: Path
+) -> None:
+    import ray.serve
+
+    dataset = write_dataset(tmp_path / "dataset")
+    registry, day = Registry(tmp_path / "registry"), Day(tmp_path / FIRST)
+
+    def release(seed: int, place: Path) -> dict[str, Any]:
+        artifact = write_artifact(tmp_path / f"artifact-{seed}", dataset, seed=seed)
+        return build_release(str(artifact.directory), str(place), {}, dataset=str(dataset.directory))
+
+    before = registry.add(Path(release(0, tmp_path / "release")["release"]))
+    candidate = day.take("index", {}, lambda: release(1, day.place("index")))["release_id"]
+    address = ray.get_runtime_context().gcs_address
+    told = {"dir": str(tmp_path), "log": "{day}", "registry": str(registry.directory), "deploy": address}
+    recipe = {"serve": {"port": free_port(), "histories": None, "updates": None}}
+    in_use = InUse(before, str(registry.resolve(before)), None)
+    task = Task(recipe, PipelineSettings.model_validate(told), day, [], "", None, in_use)
+    with pytest.raises(EndpointError, match=rf"{candidate}: not deployed at .* \(exit code 7: error: no application"):
+        promote(task)
+    assert registry.resolve("latest").name == candidate
+    assert day.step("promote")["state"] == "failed"
+    try:
+        url = serve(str(registry.resolve(before)), recipe, blocking=False)["url"]
+        assert promote(task) == {"release_id": candidate, "deployed": True, "removed": []}
+        assert httpx.get(f"{url}/readyz", timeout=60).json()["release"] == candidate
+    finally:
+        ray.serve.shutdown()
+    assert (registry.resolve("current").name, registry.resolve("previous").name) == (candidate, before)

@@ -28,7 +28,7 @@ from data.errors import DatasetError, LogError, MachineError, RecipeError
 ROOT = Path(__file__).resolve().parents[1]
 NIGHT = "2026-01-05"
 METRIC = "ndcg@10"
-COUNTS = {"events": 900, "rows_read": 1000, "quarantined": 5, "duplicates": 20}
+COUNTS = {"events": 900, "rows_read": 1000, "quarantined": 5, "duplicates": 20, "silence_hours": 0.1}
 BEFORE = [{"events": 1000, "accuracy": 0.2}, {"events": 1200, "accuracy": 0.1}, {"events": 800, "accuracy": None}]
 MEASURED = {
     "cold_share": 0.1,
@@ -65,6 +65,7 @@ def gate(measured: Any = MEASURED, evaluated: Any = EVALUATED, index: Any = INDE
         ({"events": 499}, ["events"]),
         ({"events": 0}, ["events"]),
         ({"events": 3001}, ["surplus"]),
+        ({"silence_hours": 8.1}, ["silence"]),
         ({"quarantined": 11}, ["quarantined"]),
         ({"duplicates": 101}, ["duplicates"]),
         ({"rows_read": 0, "quarantined": 0, "duplicates": 0, "events": 0}, ["events"]),
@@ -80,8 +81,8 @@ def test_a_day_whose_items_the_release_in_use_does_not_recognise_is_suspected() 
         found = judge_data(COUNTS, measured, BEFORE, ChecksSettings(), METRIC)
         return [check.name for check in found if check.passed is False]
 
-    assert checks(0.076) == []  # half of the median of 0.2 and 0.1
-    assert checks(0.074) == ["recognised"]
+    assert checks(0.091) == []  # 0.6 of the median of 0.2 and 0.1
+    assert checks(0.089) == ["recognised"]
     assert checks(0.12, cold=0.51) == ["cold"]
 
 

@@ -65,6 +65,12 @@ def judge_data(
     return [
         at_least("events", counts["events"], fewest, "events of the day, beside those of the days before"),
         at_most("surplus", counts["events"], most, "events of the day, beside those of the days before"),
+        at_most(
+            "silence",
+            counts["silence_hours"],
+            settings.max_silence_hours,
+            "hours from the newest event to the day's end",
+        ),
         at_most("quarantined", refused, settings.max_quarantined_share, "share of the log's rows that were refused"),
         at_most("duplicates", again, settings.max_duplicate_share, "share of the log's rows that were there already"),
         at_most("cold", cold, settings.max_cold_share, "share of the day's targets without any training event"),

@@ -28,7 +28,7 @@ def write_report(task: Task, checks: Sequence[Check], *, held_by: str | None, se
         held_by: data, candidate, or None if the candidate was promoted.
     """
     day, metric = task.day, task.settings.metric
-    counts, measured, evaluated, index = (day.result(name) for name in ("ingest", "check", "evaluate", "index"))
+    counts, measured, trained, evaluated, index = (day.result(name) for name in list(PLACES)[:-1])
     promoted, in_use = day.result("promote"), _row(measured, MODEL)
     candidate = _row(evaluated, MODEL)
     report: dict[str, Any] = {
@@ -43,6 +43,7 @@ def write_report(task: Task, checks: Sequence[Check], *, held_by: str | None, se
         "trained_until": task.trained_until,
         "in_use": task.in_use_id,
         "candidate": index.get("release_id"),
+        "artifact": trained.get("content_hash"),
         "release": str(day.place("index")) if index else None,
         "registry": task.settings.registry,
         "deployed": promoted.get("deployed", False),

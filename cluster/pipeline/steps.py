@@ -18,6 +18,7 @@ from cluster.pipeline.state import Day, Result
 from data.errors import RecipeError
 from data.settings import Recipe, merged
 
+DAY_SECONDS = 86_400
 # Of the section `train`, what may differ between two attempts of one training (as in `trainer.train`).
 NOT_LEARNED_FROM = ("workers", "tracking", "max_minutes", "checkpoints_kept", "checkpoint_every_batches")
 
@@ -84,7 +85,8 @@ def ingest(task: Task) -> Result:
     inputs = {"section": section, "base": task.base and task.base.digest, "log": task.log_digest}
 
     def work() -> Result:
-        made = floors.start(floors.INGEST, recipe={"ingest": section}, out=str(task.day.place("ingest")))["counts"]
+        ingested = floors.start(floors.INGEST, recipe={"ingest": section}, out=str(task.day.place("ingest")))
+        made, newest = ingested["counts"], ingested["time_range"][1]
         before = {} if task.base is None else task.base.counts
         return {
             "counts": made,
@@ -94,6 +96,7 @@ def ingest(task: Task) -> Result:
             "new_items": made["items"] - before.get("items", 0),
             "events": made["test_events"],
             "users": made["users_with_test"],
+            "silence_hours": round((task.start + DAY_SECONDS - newest) / 3600, 2),
         }
 
     return task.day.take("ingest", inputs, work)
