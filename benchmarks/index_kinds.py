@@ -35,8 +35,7 @@ from modeling.artifact import Artifact
 from serve.build import dataset_queries, item_vectors
 from serve.index.contract import Index
 from serve.index.on_faiss import FaissIndex, set_search_threads
-from serve.index.store import build_index, read_files, write_files
-from serve.settings import (
+from serve.index.settings import (
     BinarySettings,
     FlatSettings,
     HnswSettings,
@@ -45,6 +44,7 @@ from serve.settings import (
     IvfSettings,
     MatrixSettings,
 )
+from serve.index.store import build_index, read_files, write_files
 
 K = 100
 SELECTIVITIES = (0.5, 0.1, 0.01, 0.001)

@@ -30,8 +30,8 @@ from modeling.settings import ModelSettings
 from modeling.sharded_table import ShardedTable
 from modeling.table_files import BLOCK, merge_table_files
 from serve.index.on_faiss import set_search_threads
+from serve.index.settings import FlatSettings, IvfSettings
 from serve.index.store import ON_FAISS, build_index, write_files
-from serve.settings import FlatSettings, IvfSettings
 
 NEGATIVES = 1024
 OPTIMIZERS = {"lazy_adam": LazyAdam, "rowwise_adagrad": RowwiseAdagrad}

@@ -33,8 +33,18 @@ import json, torch
 names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "devices": names}))
 """
+# The same for FAISS.
+FAISS_PROBE = """
+import json, faiss
+on_gpu = hasattr(faiss, "StandardGpuResources")
+print(json.dumps([on_gpu, hasattr(faiss, "GpuIndexCagra"), faiss.get_num_gpus() if on_gpu else 0]))
+"""
 
 State = Literal["ok", "note", "broken"]
+
+
+class ProbeFailed(Exception):
+    """A second interpreter gave no answer."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +126,45 @@ def _requirement(requirement: Requirement, tested: str | None) -> Check | None:
 def _faiss() -> Check:
     wheels = sorted(set(importlib.metadata.packages_distributions().get("faiss", [])))
     if len(wheels) == 1:
-        return Check("faiss", "ok", f"{wheels[0]} {importlib.metadata.version(wheels[0])}")
+        return _faiss_build(f"{wheels[0]} {importlib.metadata.version(wheels[0])}")
     if not wheels:
         return Check("faiss", "broken", "not installed", "pip install 'farsight[cpu]', or [gpu] on a GPU machine")
     remedy = f"pip uninstall -y {' '.join(wheels)}, then install exactly one of the extras cpu and gpu"
     return Check("faiss", "broken", " and ".join(wheels), remedy)
+
+
+def _faiss_build(wheel: str) -> Check:
+    """What the one wheel can do: which kinds of index go to a GPU, and whether filters work there."""
+    try:
+        on_gpu, cuvs, num_gpus = _probed(FAISS_PROBE)
+    except ProbeFailed as failure:
+        return Check("faiss", "broken", f"{wheel} does not import: {failure}", "make clean setup")
+    if not on_gpu:
+        return Check("faiss", "ok", f"{wheel}, for the CPU")
+    found = f"{wheel}, {'with' if cuvs else 'without'} cuVS, sees {num_gpus} GPUs"
+    if not num_gpus:
+        return Check("faiss", "note", found, "indexes stay on the CPU; see whether nvidia-smi answers")
+    if not cuvs:
+        return Check("faiss", "ok", f"{found}: no index.search.kind=cagra, strong filters are answered by the CPU")
+    return Check("faiss", "ok", found)
+
+
+def _probed(source: str) -> Any:
+    """What a source prints in a second interpreter, as JSON on its last line.
+
+    Raises:
+        ProbeFailed: it did not, in one line.
+    """
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-c", source], capture_output=True, text=True, timeout=PROBE_SECONDS, check=True
+        )
+        return json.loads(ran.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        raise ProbeFailed(f"nothing after {PROBE_SECONDS} s") from None
+    except (subprocess.CalledProcessError, json.JSONDecodeError, IndexError) as error:
+        lines = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
+        raise ProbeFailed(lines[-1]) from None
 
 
 def _tree() -> Check:
@@ -143,16 +187,10 @@ def _tree() -> Check:
 
 def _accelerator() -> Check:
     try:
-        ran = subprocess.run(
-            [sys.executable, "-c", TORCH_PROBE], capture_output=True, text=True, timeout=PROBE_SECONDS, check=True
-        )
-        found = json.loads(ran.stdout.splitlines()[-1])
-    except subprocess.TimeoutExpired:
-        remedy = "see whether nvidia-smi answers; a driver that hangs needs a restart"
-        return Check("accelerator", "broken", f"torch did not start in {PROBE_SECONDS} s", remedy)
-    except (subprocess.CalledProcessError, json.JSONDecodeError, IndexError) as error:
-        lines = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
-        return Check("accelerator", "broken", f"torch does not import: {lines[-1]}", "make clean setup")
+        found = _probed(TORCH_PROBE)
+    except ProbeFailed as failure:
+        remedy = "make clean setup; if it hangs, see whether nvidia-smi answers: a driver that does not needs a restart"
+        return Check("accelerator", "broken", f"torch does not import: {failure}", remedy)
     torch = f"torch {found['version']}"
     if found["devices"]:
         return Check("accelerator", "ok", f"{len(found['devices'])} x {found['devices'][0]}, {torch}")

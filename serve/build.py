@@ -22,9 +22,9 @@ from modeling.retriever import Retriever
 from serve.answer import Query, own_top_scores
 from serve.engine import Engine
 from serve.golden import NUM_REQUESTS, golden_of, history_queries, made_up_queries
+from serve.index.settings import IndexSettings
 from serve.index.store import open_index, write_index_directory
 from serve.release import ARTIFACT, FORMAT_VERSION, GOLDEN, INDEX, KIND, Release, release_id
-from serve.settings import IndexSettings
 
 logger = logging.getLogger(__name__)
 

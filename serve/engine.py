@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from data.batch import collate, to_device
 from data.encode import encode_histories
 from data.schema import TRAIN_EVENTS
 from modeling.hashed_table import HashedTable, id_hashes
@@ -27,7 +26,9 @@ from serve.answer import (
 from serve.catalogue import Catalogue, Filter, Segment
 from serve.index.contract import Hits, Index
 from serve.instructions import Instruction, Unanswerable, instructions, merge
+from serve.query_encoder import QueryEncoder
 from serve.release import Release
+from serve.settings import Encoding
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 class Engine:
     """Model and index of one release. Not safe for concurrent calls of the same method."""
 
-    def __init__(self, release: Release, device: str = "cpu") -> None:
+    def __init__(self, release: Release, device: str = "cpu", encoding: Encoding | None = None) -> None:
         artifact = release.artifact
         facts = artifact.catalogue()
         self.release_id = release.release_id
@@ -58,16 +59,23 @@ class Engine:
         self.catalogue = Catalogue(segment)  # as released; a query may be answered from a later one
         self._conditions = segment.conditions
         self._retriever = artifact.load_retriever(device)
-        self.takes_conditions = self._retriever.conditioning is not None
+        self._encoder = QueryEncoder(self._retriever, encoding or Encoding(), device, artifact.max_events)
+        self.takes_conditions = self._encoder.takes_conditions
 
     @classmethod
-    def open(cls, directory: str | Path, device: str = "cpu", index: Index | None = None) -> "Engine":
+    def open(
+        cls,
+        directory: str | Path,
+        device: str = "cpu",
+        index: Index | None = None,
+        encoding: Encoding | None = None,
+    ) -> "Engine":
         """Open a release, checked; see `Release.open`.
 
         Raises:
             ArtifactError: missing, damaged or mismatched.
         """
-        return cls(Release.open(directory, device, index), device)
+        return cls(Release.open(directory, device, index), device, encoding)
 
     @property
     def num_items(self) -> int:
@@ -85,10 +93,10 @@ class Engine:
 
     def item_vectors(self, rows_N: IntArray) -> FloatArray:
         """Vectors of the release's items, [N, D], of length 1."""
-        with torch.inference_mode():
-            vectors_ND: FloatArray = (
-                self._retriever.item_vectors(torch.from_numpy(rows_N).to(self._device)).float().cpu().numpy()
-            )
+        rows = torch.from_numpy(rows_N).to(self._device)
+        with torch.inference_mode():  # of the table itself: the encoder may be of another precision
+            held_ND = self._retriever.items.hold(rows)(rows)
+            vectors_ND: FloatArray = functional.normalize(held_ND, dim=-1).float().cpu().numpy()
         return vectors_ND
 
     def composed_vectors(self, item_ids: Sequence[str]) -> FloatArray | None:
@@ -130,11 +138,7 @@ class Engine:
         return replace(encoded, instructions=asked)
 
     def query_vectors(self, queries: Sequence[EncodedQuery]) -> FloatArray:
-        """One vector per branch query, [N, D], those of a query one after the other.
-
-        The shared blocks run once per query, however many conditions it has. The vectors of a query
-        without known events mean nothing.
-        """
+        """One vector per branch query, [N, D], those of a query one after the other; see `QueryEncoder`."""
         histories = encode_histories(
             [query.items_L for query in queries],
             [query.times_L for query in queries],
@@ -142,24 +146,13 @@ class Engine:
             [query.query_time for query in queries],
             max_events=self.max_events,
         )
-        batch = to_device(collate(histories), self._device)
-        with torch.inference_mode():
-            if not self.takes_conditions:
-                query_QD = self._retriever.query_vectors(batch)
-                owner_N = np.repeat(np.arange(len(queries)), [len(query.instructions) for query in queries])
-                vectors = query_QD[torch.from_numpy(owner_N).to(query_QD.device)]
-            else:
-                widest = max(len(query.instructions) for query in queries)
-                codes_QP = np.zeros((len(queries), widest), np.int64)
-                asked_QP = np.zeros((len(queries), widest), bool)
-                for row, query in enumerate(queries):
-                    asked_QP[row, : len(query.instructions)] = True
-                    codes_QP[row, : len(query.instructions)] = [one.code for one in query.instructions]
-                asked = torch.from_numpy(codes_QP).to(self._device)
-                vectors_QPD = self._retriever.conditioned_query_vectors(batch, asked)
-                vectors = vectors_QPD[torch.from_numpy(asked_QP).to(self._device)]
-            query_ND: FloatArray = vectors.float().cpu().numpy()
-        return query_ND
+        return self._encoder(histories, [[one.code for one in query.instructions] for query in queries])
+
+    def prepare(self) -> None:
+        """Do before the first request what would slow it; to be called in the thread that will ask for vectors."""
+        seconds = self._encoder.prepare()
+        if seconds:
+            logger.info("release %s: compiled the encoder in %.0f s", self.release_id, seconds)
 
     def search(self, queries: Sequence[EncodedQuery], query_ND: FloatArray) -> Hits:
         """Enough hits for every branch query of the batch. All without a filter are searched together."""

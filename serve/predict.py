@@ -132,7 +132,9 @@ class _Shard:
     def __init__(self, release: str, dataset: str, out: str, settings: PredictSettings, request_time: int) -> None:
         torch.set_num_threads(settings.workers.torch_threads)
         set_search_threads(settings.workers.torch_threads)
-        self._engine = Engine.open(release, "cuda" if settings.workers.num_gpus else "cpu")
+        device = "cuda" if settings.workers.num_gpus else "cpu"
+        self._engine = Engine.open(release, device, encoding=settings.workers)
+        self._engine.prepare()
         self._out, self._settings, self._request_time = Path(out), settings, request_time
         prepared = PreparedDataset.open(dataset)
         self._has_times, self._vocabulary = prepared.has_times, prepared.vocabulary()

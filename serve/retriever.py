@@ -72,7 +72,8 @@ class Retriever:
         self._max_in_flight = settings.queueing.max_in_flight
         self._in_flight = 0
         device = "cuda" if settings.replicas.num_gpus else "cpu"
-        self._engine = Engine.open(release, device, None if settings.searchers is None else RemoteIndex(release))
+        index = None if settings.searchers is None else RemoteIndex(release)
+        self._engine = Engine.open(release, device, index, settings.replicas)
         self._description = describe(self._engine)
         self._catalogue = self._engine.catalogue
         self._watch = RetrieverWatch(self._engine.release_id, self._engine.top_score_deciles)
@@ -91,8 +92,9 @@ class Retriever:
         Raises:
             ArtifactMismatch: it answers them otherwise than when it was built.
         """
-        engine = self._engine
-        await asyncio.get_running_loop().run_in_executor(self._thread, check_golden, engine, engine.golden)
+        engine, loop = self._engine, asyncio.get_running_loop()
+        await loop.run_in_executor(self._thread, engine.prepare)
+        await loop.run_in_executor(self._thread, check_golden, engine, engine.golden)
 
     async def retrieve(self, query: Query, catalogue: Catalogue | None = None) -> Answer | Refusal:
         """Answer one query together with whatever else is waiting.

@@ -23,10 +23,11 @@ from ray.serve.handle import DeploymentHandle
 
 from serve.index.contract import Hits
 from serve.index.on_faiss import set_search_threads
+from serve.index.settings import IndexSettings
 from serve.index.sharded import merged, parts_of, shard_sizes
 from serve.index.store import open_shard, read_index_manifest
 from serve.release import INDEX, read_release_manifest
-from serve.settings import IndexSettings, Searchers
+from serve.settings import Searchers
 
 logger = logging.getLogger(__name__)
 

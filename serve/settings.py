@@ -1,4 +1,4 @@
-"""Settings of the index and of the serving application; free of torch, ray and faiss."""
+"""Settings of the serving application; free of torch, ray and faiss. The index has its own beside it."""
 
 from typing import Annotated, Literal
 
@@ -7,81 +7,6 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from data.settings import Settings
 from serve.updates.settings import SqliteUpdatesSettings, UpdatesKind, sqlite_if_unsaid
-
-
-class FlatSettings(Settings):
-    """Exact search: every query is compared with every item."""
-
-    kind: Literal["flat"] = "flat"
-
-
-class ListSettings(Settings):
-    """Items are grouped around centroids."""
-
-    num_lists: int | None = Field(
-        None, ge=1, description="number of groups; None takes about 4 sqrt(items), at least 39 items per group"
-    )
-    num_probes: int = Field(
-        32, ge=1, description="groups a query looks into; at most all of them, which makes the search exact"
-    )
-
-
-class IvfSettings(ListSettings):
-    """Approximate search: items are grouped around centroids, and a query looks into the nearest groups."""
-
-    kind: Literal["ivf"] = "ivf"
-
-
-class IvfPqSettings(ListSettings):
-    """As ivf, with a code of a few bytes per item to find candidates, which are then scored by their vectors (fp16)."""
-
-    kind: Literal["ivfpq"] = "ivfpq"
-    code_bytes: int | None = Field(
-        None, ge=1, description="bytes of an item's code, a divisor of the width; None takes about a quarter of it"
-    )
-    candidates_per_hit: int = Field(4, ge=1, description="candidates that are scored per item wanted")
-
-
-class HnswSettings(Settings):
-    """Approximate search along a graph of neighbours; fast for one query, slow to build, larger than the vectors."""
-
-    kind: Literal["hnsw"] = "hnsw"
-    links: int = Field(32, ge=2, description="neighbours of an item in the graph (M)")
-    ef_construction: int = Field(128, ge=1, description="candidates kept while the graph is built")
-    ef_search: int = Field(256, ge=1, description="candidates kept while searching; at least the items wanted")
-
-
-class BinarySettings(Settings):
-    """One bit per dimension, the sign, to find candidates, which are then scored by their vectors (fp16)."""
-
-    kind: Literal["binary"] = "binary"
-    candidates_per_hit: int = Field(20, ge=1, description="candidates that are scored per item wanted")
-
-
-class MatrixSettings(Settings):
-    """Exact search as one matrix product, on the device that holds the model."""
-
-    kind: Literal["matrix"] = "matrix"
-
-
-IndexKind = Annotated[
-    FlatSettings | IvfSettings | IvfPqSettings | HnswSettings | BinarySettings | MatrixSettings,
-    Field(discriminator="kind"),
-]
-
-
-class IndexSettings(Settings):
-    """How a release's index is built and checked."""
-
-    search: IndexKind = Field(default_factory=FlatSettings, description="how the index searches")
-    shards: int = Field(
-        1, ge=1, description="parts of the catalogue, searched apart and merged; each can have searchers of its own"
-    )
-    recall_k: int = Field(100, ge=1, description="items per query at which recall against exact search is measured")
-    num_recall_queries: int = Field(256, ge=1, description="queries on which recall is measured")
-    min_recall: float = Field(0.9, ge=0, le=1, description="share of the exact top-k below which a build is refused")
-    chunk_rows: int = Field(65_536, ge=1, description="item rows that go through the model at a time")
-    threads: int = Field(1, ge=1, description="threads that build the index")
 
 
 class Limits(Settings):
@@ -104,7 +29,30 @@ class Batching(Settings):
     max_batch_size: int = Field(32, ge=1, description="requests of one forward pass")
 
 
-class Holders(Settings):
+class CompiledShapes(Settings):
+    """Sizes of batches that the encoder is compiled for (torch.compile; on a GPU, CUDA graphs) before it answers.
+
+    A batch is padded to the smallest that holds it; one that none holds runs as it is. Every combination costs seconds
+    of start-up.
+    """
+
+    histories: tuple[int, ...] = Field((1, 8, 32), min_length=1, description="histories of a batch")
+    events: tuple[int, ...] = Field((), description="events of the longest; none: model.max_events alone")
+    instructions: tuple[int, ...] = Field(
+        (1,), min_length=1, description="instructions of a request, where the model takes conditions"
+    )
+
+
+class Encoding(Settings):
+    """How histories become query vectors."""
+
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of the encoder; bf16 moves scores by thousandths and wants a processor that has it"
+    )
+    compiled: CompiledShapes | None = Field(None, description="shapes to compile for; null compiles nothing")
+
+
+class Holders(Encoding):
     """Processes that each have a whole release in memory."""
 
     num_cpus: float = Field(1.0, ge=0, description="logical CPUs that Ray reserves for each")

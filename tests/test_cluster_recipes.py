@@ -12,8 +12,9 @@ from data.ingest_settings import IngestSettings
 from data.settings import SECTIONS, Settings, merged, read_section
 from data.simulate_settings import SimulateSettings
 from modeling.settings import ModelSettings
+from serve.index.settings import IndexSettings
 from serve.predict_settings import PredictSettings
-from serve.settings import IndexSettings, ServeSettings
+from serve.settings import ServeSettings
 from trainer.settings import EvaluateSettings, TrainSettings
 
 KINDS: dict[str, type[Settings]] = {

@@ -16,10 +16,7 @@ from serve.build import run as build_release
 from serve.catalogue import Catalogue, Filter
 from serve.engine import Engine
 from serve.index.contract import Index
-from serve.index.store import build_index
-from serve.instructions import Wish
-from serve.release import Release
-from serve.settings import (
+from serve.index.settings import (
     BinarySettings,
     FlatSettings,
     HnswSettings,
@@ -28,6 +25,9 @@ from serve.settings import (
     IvfSettings,
     MatrixSettings,
 )
+from serve.index.store import build_index
+from serve.instructions import Wish
+from serve.release import Release
 from serve.updates.contract import AddedItem, Updates
 from serve.updates.overlay import lay_over
 from tests.catalogues import Vectors, behind, segment_of

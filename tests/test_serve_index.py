@@ -14,8 +14,7 @@ from serve.index import on_torch, rescored
 from serve.index.contract import Hits, ordered_hits
 from serve.index.on_faiss import default_num_lists
 from serve.index.rescored import EXACT_ITEMS
-from serve.index.store import ON_FAISS, build_index, measured_recall, open_index, write_index_directory
-from serve.settings import (
+from serve.index.settings import (
     BinarySettings,
     FlatSettings,
     HnswSettings,
@@ -25,6 +24,7 @@ from serve.settings import (
     IvfSettings,
     MatrixSettings,
 )
+from serve.index.store import ON_FAISS, build_index, measured_recall, open_index, write_index_directory
 
 Vectors = npt.NDArray[np.float32]
 
@@ -46,6 +46,14 @@ def assert_same(found: Hits, expected: Hits) -> None:
     np.testing.assert_array_equal(found.scores_QK, expected.scores_QK)
 
 
+# The whole numbers of these tests are exact in half precision, too.
+EXACT: list[IndexKind] = [
+    FlatSettings(),
+    FlatSettings(float16=True),
+    MatrixSettings(),
+    MatrixSettings(float16=True),
+]
+
 shapes = st.fixed_dictionaries(
     {
         "seed": st.integers(0, 10**6),
@@ -62,7 +70,7 @@ shapes = st.fixed_dictionaries(
 def test_flat_and_matrix_equal_the_exact_oracle_also_among_ties(shape: dict[str, int]) -> None:
     item_VD = whole_vectors(shape["seed"], shape["num_items"], shape["width"])
     query_QD = whole_vectors(shape["seed"] + 1, shape["num_queries"], shape["width"])
-    for kind in (FlatSettings(), MatrixSettings()):
+    for kind in EXACT:
         found = build_index(item_VD, kind).search(query_QD, shape["k"])
         assert_same(found, oracle(item_VD, query_QD, shape["k"]))
 
@@ -88,7 +96,9 @@ def test_a_filter_works_inside_the_search(shape: dict[str, int], share: float, n
     rows_A = np.flatnonzero(allowed_V) + 1
     among = oracle(item_VD[allowed_V], query_QD, shape["k"])
     expected = Hits(rows_A[among.rows_QK - 1] if len(rows_A) else among.rows_QK, among.scores_QK)
-    for kind in (IvfSettings(num_lists=lists, num_probes=lists) if lists else FlatSettings(), MatrixSettings()):
+    half = bool(shape["seed"] % 2)
+    by_lists = IvfSettings(num_lists=lists, num_probes=lists, float16=half) if lists else FlatSettings(float16=half)
+    for kind in (by_lists, MatrixSettings(float16=half)):
         assert_same(build_index(item_VD, kind).search(query_QD, shape["k"], allowed_V), expected)
 
 
@@ -210,8 +220,9 @@ def test_missing_candidates_come_last_whatever_their_score() -> None:
 def test_a_saved_index_searches_as_before(tmp_path: Path) -> None:
     item_VD = np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32)
     query_QD = np.random.default_rng(1).normal(size=(20, 8)).astype(np.float32)
-    exact = {"flat": FlatSettings(), "ivf": IvfSettings(num_lists=10, num_probes=3), "matrix": MatrixSettings()}
-    for name, kind in {**exact, **RESCORED}.items():
+    by_lists = {half: IvfSettings(num_lists=10, num_probes=3, float16=half) for half in (False, True)}
+    for number, kind in enumerate([*EXACT, *by_lists.values(), *RESCORED.values()]):
+        name = f"{kind.kind}-{number}"
         (tmp_path / name).mkdir()
         write_index_directory(
             tmp_path / name,

@@ -20,10 +20,10 @@ from data.errors import ArtifactError, RecipeError
 from serve.app import run
 from serve.build import run as build_release
 from serve.deploy import run as deploy
+from serve.index.settings import FlatSettings, HnswSettings, IndexSettings, IvfSettings, MatrixSettings
 from serve.index.sharded import ShardedIndex
 from serve.index.store import build_index, open_index, open_shard, write_index_directory
 from serve.searchers import PREFIX
-from serve.settings import FlatSettings, HnswSettings, IndexSettings, IvfSettings, MatrixSettings
 from tests.ports import free_port
 from tests.small_world import NUM_ITEMS, START, item_id, write_artifact, write_dataset
 

@@ -1,4 +1,4 @@
-"""`flat` and `ivf` indexes on CPU FAISS."""
+"""`flat` and `ivf` indexes in FAISS."""
 
 import math
 from functools import partial
@@ -12,10 +12,11 @@ from jaxtyping import Bool, Float32
 from data.errors import RecipeError
 from serve.index.contract import Hits
 from serve.index.deepening import search_deeper
-from serve.settings import FlatSettings, IvfSettings, ListSettings
+from serve.index.settings import FlatSettings, IvfSettings, ListSettings
 
 # FAISS wants at least this many training vectors per centroid and warns below it.
 MIN_ITEMS_PER_LIST = 39
+HALF = faiss.ScalarQuantizer.QT_fp16
 
 
 class FaissIndex:
@@ -51,12 +52,11 @@ class FaissIndex:
         self, query_QD: npt.NDArray[np.float32], depth: int, probes: int, *, allowed_V: npt.NDArray[np.bool_] | None
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         parameters: Any = None  # as the index is set
-        if allowed_V is not None or probes != self._probes:
-            parameters = faiss.IVFSearchParameters() if self._has_lists else faiss.SearchParameters()
-        if self._has_lists and parameters is not None:
+        if self._has_lists and (allowed_V is not None or probes != self._probes):
+            parameters = faiss.IVFSearchParameters()
             parameters.nprobe = probes
         if allowed_V is not None:
-            parameters.sel = selector(allowed_V)
+            parameters = only(parameters or faiss.SearchParameters(), allowed_V)
         scores_QC, rows_QC = self.faiss_index.search(query_QD, depth, params=parameters)
         rows_QC += 1  # positions become rows, and -1 (nothing found) row 0
         return rows_QC, scores_QC
@@ -70,17 +70,26 @@ def build_faiss(item_VD: Float32[npt.NDArray[np.float32], "V D"], settings: Flat
     """
     match settings:
         case FlatSettings():
-            index: faiss.Index = faiss.IndexFlatIP(item_VD.shape[1])
+            index: faiss.Index = (
+                faiss.IndexScalarQuantizer(item_VD.shape[1], HALF, faiss.METRIC_INNER_PRODUCT)
+                if settings.float16
+                else faiss.IndexFlatIP(item_VD.shape[1])
+            )
         case IvfSettings():
             index = _trained_ivf(item_VD, settings)
     index.add(item_VD)
     return FaissIndex(index)
 
 
-def _trained_ivf(item_VD: npt.NDArray[np.float32], settings: IvfSettings) -> faiss.IndexIVFFlat:
+def _trained_ivf(item_VD: npt.NDArray[np.float32], settings: IvfSettings) -> faiss.IndexIVF:
     num_items, width = item_VD.shape
     num_lists = checked_num_lists(settings, num_items)
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, num_lists, faiss.METRIC_INNER_PRODUCT)
+    coarse, metric = faiss.IndexFlatIP(width), faiss.METRIC_INNER_PRODUCT
+    index: faiss.IndexIVF = (
+        faiss.IndexIVFScalarQuantizer(coarse, width, num_lists, HALF, metric, False)
+        if settings.float16
+        else faiss.IndexIVFFlat(coarse, width, num_lists, metric)
+    )
     index.cp.min_points_per_centroid = 1  # FAISS prints a warning below its 39; the manifest's recall says more
     index.train(item_VD)
     index.nprobe = min(settings.num_probes, num_lists)
@@ -102,17 +111,32 @@ def checked_num_lists(settings: ListSettings, num_items: int) -> int:
     return num_lists
 
 
-def num_lists_of(index: faiss.Index) -> int:
+def num_lists_of(index: faiss.Index | faiss.IndexBinary) -> int:
     """Lists of an index that has any, else 1."""
     return int(index.nlist) if isinstance(index, faiss.IndexIVF) else 1
 
 
-def selector(allowed_V: Bool[npt.NDArray[np.bool_], "V"]) -> faiss.IDSelector:
-    """What a search is given to find allowed items alone."""
+def only(parameters: Any, allowed_V: Bool[npt.NDArray[np.bool_], "V"]) -> Any:
+    """The same parameters of a search, which finds allowed items alone."""
     bits = np.packbits(allowed_V, bitorder="little")
     chosen = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
     chosen.bits_that_it_points_at = bits  # type: ignore[attr-defined]
-    return chosen
+    parameters.sel = chosen
+    parameters.allowed_V = allowed_V  # for what cannot read a selector
+    return parameters
+
+
+def usual_parameters(index: Any) -> Any:
+    """Parameters that search an index as it is set."""
+    if isinstance(index, faiss.IndexIVF):
+        in_lists = faiss.IVFSearchParameters()
+        in_lists.nprobe = index.nprobe
+        return in_lists
+    if isinstance(index, faiss.IndexHNSW):
+        in_graph = faiss.SearchParametersHNSW()  # type: ignore[attr-defined]  # missing in the stubs
+        in_graph.efSearch = index.hnsw.efSearch
+        return in_graph
+    return faiss.SearchParameters()
 
 
 def default_num_lists(num_items: int) -> int:

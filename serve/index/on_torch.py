@@ -12,11 +12,17 @@ from serve.index.deepening import search_deeper
 # Rows of the product that stand in memory at a time, for each query.
 CHUNK_ROWS = 262_144
 
+Vectors = npt.NDArray[np.float16] | npt.NDArray[np.float32]
+
 
 class MatrixIndex:
-    """Vectors in a tensor; the vector at position p is item row p + 1."""
+    """Vectors in a tensor; the vector at position p is item row p + 1.
 
-    def __init__(self, item_VD: Float32[npt.NDArray[np.float32], "V D"], device: str = "cpu") -> None:
+    Args:
+        item_VD: in half precision, they stay so, and a GPU multiplies in half precision, too.
+    """
+
+    def __init__(self, item_VD: Vectors, device: str = "cpu") -> None:
         self._items_VD = torch.from_numpy(item_VD).to(device)
 
     @property
@@ -29,9 +35,9 @@ class MatrixIndex:
         """D of the vectors."""
         return self._items_VD.shape[1]
 
-    def vectors_VD(self) -> Float32[npt.NDArray[np.float32], "V D"]:
+    def vectors_VD(self) -> Vectors:
         """The vectors, on the host."""
-        vectors_VD: npt.NDArray[np.float32] = self._items_VD.cpu().numpy()
+        vectors_VD: Vectors = self._items_VD.cpu().numpy()
         return vectors_VD
 
     @torch.inference_mode()
@@ -61,7 +67,10 @@ class MatrixIndex:
         scores_QC = query_QD.new_empty((len(query_QD), 0))
         rows_QC = torch.empty((len(query_QD), 0), dtype=torch.int64, device=query_QD.device)
         for start in range(0, self.num_items, CHUNK_ROWS):
-            product_QR = query_QD @ self._items_VD[start : start + CHUNK_ROWS].T
+            items_RD = self._items_VD[start : start + CHUNK_ROWS]
+            # A CPU is slow in half precision, and does not need it.
+            same = items_RD.float() if items_RD.device.type == "cpu" else items_RD
+            product_QR = (query_QD.to(same.dtype) @ same.T).float()
             product_QR.nan_to_num_(nan=-torch.inf)
             if allowed_V is not None:
                 product_QR.masked_fill_(~allowed_V[start : start + CHUNK_ROWS], -torch.inf)

@@ -1,4 +1,4 @@
-"""`ivfpq`, `hnsw` and `binary` indexes: a coarse search finds candidates, their vectors score them."""
+"""`ivfpq`, `hnsw`, `cagra` and `binary` indexes: a coarse search finds candidates, their vectors score them."""
 
 from typing import Any, cast
 
@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float32
 from data.errors import RecipeError
 from data.vocabulary import PAD_ROW
 from serve.index.contract import Hits, hits_as_found, none_found, ordered_hits
-from serve.index.on_faiss import checked_num_lists, num_lists_of, selector
-from serve.settings import BinarySettings, HnswSettings, IvfPqSettings
+from serve.index.on_faiss import checked_num_lists, num_lists_of, only
+from serve.index.settings import BinarySettings, CagraSettings, HnswSettings, IvfPqSettings
 
 # A filter that leaves at most this many items is answered from their vectors, exactly: a coarse search would
 # pass by nearly everything it meets.
@@ -21,7 +21,7 @@ MAX_DOUBLINGS = 3
 # A product quantiser of eight bits has as many centroids, and needs an item for each.
 PQ_CENTROIDS = 256
 
-Rescored = IvfPqSettings | HnswSettings | BinarySettings
+Rescored = IvfPqSettings | HnswSettings | CagraSettings | BinarySettings
 Vectors = npt.NDArray[np.float16] | npt.NDArray[np.float32]
 
 
@@ -40,7 +40,10 @@ class RescoredIndex:
         self.faiss_index = cast(Any, index)  # the two classes share a search, and no base
         self.vectors_VD = vectors_VD
         self._settings = settings
-        self._scores_are_exact = isinstance(settings, HnswSettings)  # a graph compares the vectors themselves
+        self._num_lists = num_lists_of(index)
+        self._scores_are_exact = isinstance(
+            settings, HnswSettings | CagraSettings
+        )  # a graph compares the vectors themselves
         self._set_effort()
 
     @property
@@ -95,7 +98,7 @@ class RescoredIndex:
         if effort > 1 or allowed_V is not None:
             parameters = self._parameters(depth, effort)
             if allowed_V is not None:
-                parameters.sel = selector(allowed_V)
+                parameters = only(parameters, allowed_V)
         queries = signs(query_QD) if isinstance(self._settings, BinarySettings) else query_QD
         scores_QC, rows_QC = self.faiss_index.search(queries, depth, params=parameters)
         rows_QC += 1  # positions become rows, and -1 (nothing found) row 0
@@ -108,16 +111,16 @@ class RescoredIndex:
         match self._settings:
             case IvfPqSettings():
                 self.faiss_index.nprobe = self._settings.num_probes
-            case HnswSettings():
+            case HnswSettings() | CagraSettings():
                 self.faiss_index.hnsw.efSearch = self._settings.ef_search
 
     def _parameters(self, depth: int, effort: int) -> faiss.SearchParameters:
         match self._settings:
             case IvfPqSettings():
                 in_lists = faiss.IVFSearchParameters()
-                in_lists.nprobe = min(self._settings.num_probes * effort, num_lists_of(self.faiss_index))
+                in_lists.nprobe = min(self._settings.num_probes * effort, self._num_lists)
                 return in_lists
-            case HnswSettings():
+            case HnswSettings() | CagraSettings():
                 in_graph = faiss.SearchParametersHNSW()  # type: ignore[attr-defined]  # missing in the stubs
                 in_graph.efSearch = max(self._settings.ef_search, depth) * effort
                 return in_graph  # type: ignore[no-any-return]
@@ -143,7 +146,9 @@ class RescoredIndex:
         return Hits(rows_QC, scores_QC)
 
 
-def build_rescored(item_VD: Float32[npt.NDArray[np.float32], "V D"], settings: Rescored) -> RescoredIndex:
+def build_rescored(
+    item_VD: Float32[npt.NDArray[np.float32], "V D"], settings: IvfPqSettings | HnswSettings | BinarySettings
+) -> RescoredIndex:
     """Arrange the vectors of rows 1 to V.
 
     Raises:

@@ -1,7 +1,7 @@
 """The index directory: the files of its kind, and a manifest that names the artifact the vectors came from.
 
-index.faiss          flat, ivf, hnsw: the vectors, arranged; ivfpq, binary: codes of them
-vectors.safetensors  ivfpq, binary: the vectors in fp16; matrix: in fp32
+index.faiss          flat, ivf, hnsw, cagra: the vectors, arranged; ivfpq, binary: codes of them
+vectors.safetensors  ivfpq, binary: the vectors in fp16; matrix: as it keeps them
 
 An index of several shards (`index.shards`) has these in a folder for each: shard-0/, shard-1/, ...
 """
@@ -19,11 +19,12 @@ from data.errors import ArtifactError, RecipeError
 from data.storage import MANIFEST, directory_hashes, file_hash, read_manifest, write_json
 from serve.index.contract import Index
 from serve.index.on_faiss import FaissIndex, build_faiss, set_search_threads
+from serve.index.on_gpu import built_cagra, moved_to_gpu
 from serve.index.on_torch import MatrixIndex
 from serve.index.rescored import RescoredIndex, build_rescored, graph_vectors
-from serve.index.sharded import ShardedIndex, shard_sizes
-from serve.settings import (
+from serve.index.settings import (
     BinarySettings,
+    CagraSettings,
     FlatSettings,
     HnswSettings,
     IndexKind,
@@ -32,6 +33,7 @@ from serve.settings import (
     IvfSettings,
     MatrixSettings,
 )
+from serve.index.sharded import ShardedIndex, shard_sizes
 
 KIND = "index"
 FORMAT_VERSION = 1
@@ -45,6 +47,7 @@ _MORE_RECALL = {
     "ivf": "raise index.search.num_probes or ",
     "ivfpq": "raise index.search.num_probes, candidates_per_hit or code_bytes, or ",
     "hnsw": "raise index.search.ef_search or ef_construction, or ",
+    "cagra": "raise index.search.ef_search, links or build_links, or ",
     "binary": "raise index.search.candidates_per_hit or ",
 }
 
@@ -112,7 +115,7 @@ def open_index(directory: Path, device: str = "cpu") -> tuple[Index, dict[str, A
     """Read an index and its manifest; each file's hash is checked before FAISS, which trusts it, parses it.
 
     Args:
-        device: where the vectors of a `matrix` index go.
+        device: where it is searched, if its kind can be there (`serve.index.on_gpu`).
 
     Raises:
         ArtifactError: missing, unfinished or damaged.
@@ -186,7 +189,10 @@ def build_index(item_VD: Float32[npt.NDArray[np.float32], "V D"], settings: Inde
         case FlatSettings() | IvfSettings():
             return build_faiss(item_VD, settings)
         case MatrixSettings():
-            return MatrixIndex(item_VD)
+            return MatrixIndex(item_VD.astype(np.float16) if settings.float16 else item_VD)
+        case CagraSettings():
+            graph = built_cagra(item_VD, settings)
+            return RescoredIndex(graph, graph_vectors(graph), settings)
         case _:
             return build_rescored(item_VD, settings)
 
@@ -205,19 +211,24 @@ def write_files(index: Index, directory: Path) -> None:
         case RescoredIndex():
             write = faiss.write_index_binary if isinstance(index.faiss_index, faiss.IndexBinary) else faiss.write_index
             write(index.faiss_index, str(directory / ON_FAISS))
-            if not isinstance(index.faiss_index, faiss.IndexHNSWFlat):
+            if not isinstance(index.faiss_index, faiss.IndexHNSW):
                 save_file({VECTORS: index.vectors_VD}, directory / VECTORS)
 
 
 def read_files(directory: Path, settings: IndexKind, device: str = "cpu") -> Index:
     """Read what `write_files` wrote of these settings; unlike `open_index` it trusts the files."""
+    index = _read_files(directory, settings, device)
+    return moved_to_gpu(index) if device.startswith("cuda") else index
+
+
+def _read_files(directory: Path, settings: IndexKind, device: str) -> Index:
     on_faiss = str(directory / ON_FAISS)
     match settings:
         case FlatSettings() | IvfSettings():
             return FaissIndex(faiss.read_index(on_faiss))
         case MatrixSettings():
             return MatrixIndex(load_file(directory / VECTORS)[VECTORS], device)
-        case HnswSettings():
+        case HnswSettings() | CagraSettings():
             graph = faiss.read_index(on_faiss)
             return RescoredIndex(graph, graph_vectors(graph), settings)
         case IvfPqSettings():
