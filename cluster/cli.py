@@ -1,7 +1,7 @@
 """The `farsight` command: parses, starts a floor by its import string, prints what came back.
 
 Exit codes: 0 done, 1 a defect of ours (with a traceback), 2 wrong usage or recipe, 3 log or dataset, 4 artifact or
-release, 5 training, 6 machine, 7 endpoint (`data.errors`), 130 interrupted.
+release, 5 training, 6 machine, 7 endpoint, 8 held back (`data.errors`), 130 interrupted.
 """
 
 import sys
@@ -15,6 +15,7 @@ from cluster.command_line import Farsight, command, pairs_of, recipe_of, recipe_
 from cluster.dashboard_commands import dashboards
 from cluster.job_commands import JOBS
 from cluster.output import Output, keep_standard_output_clean
+from cluster.pipeline_commands import pipeline
 from cluster.serving_commands import SEEN, SERVING
 from cluster.tables import (
     print_checks,
@@ -35,22 +36,25 @@ CONDITION = click.Choice(["oracle", "favourite", "rare"])
 def cli(context: click.Context, storage: str | None) -> None:
     """Generative retrieval, from log files to a served endpoint, on Ray.
 
-    A RECIPE is a YAML file, or the name of one that is shipped: demo, smoke, movielens_1m_cpu, climber_pilot_pretrain,
-    climber_pilot_sft. Every setting can be given on the command line as section.name=value.
+    A RECIPE is a YAML file, or the name of one that is shipped: demo, smoke, nightly, movielens_1m_cpu,
+    climber_pilot_pretrain, climber_pilot_sft. Every setting can be given on the command line as section.name=value.
     """
     work_in(context, storage)
 
 
 @cli.command()
 @click.option("--out", required=True, type=click.Path(), help="Log directory to write.")
+@click.option("--days", type=click.IntRange(min=1), help="Write days apart: OUT/YYYY-MM-DD, all before in the first.")
 @recipe_words
 @command
-def simulate(out: str, words: tuple[str, ...]) -> dict[str, Any]:
+def simulate(out: str, days: int | None, words: tuple[str, ...]) -> dict[str, Any]:
     """Write a sharded log and a catalogue from the simulator.
 
     Example: farsight simulate --out runs/demo/log demo simulate.num_users=1000
     """
-    return floors.start(floors.SIMULATE, recipe=recipe_of(words), out=out)
+    if days is None:
+        return floors.start(floors.SIMULATE, recipe=recipe_of(words), out=out)
+    return floors.start(floors.SIMULATE_DAYS, recipe=recipe_of(words), out=out, days=days)
 
 
 @cli.command(name="import")
@@ -169,6 +173,9 @@ def inspect(**chosen: Any) -> None:
 
 for serving in SERVING:
     cli.add_command(serving)
+
+
+cli.add_command(pipeline)
 
 
 @cli.command()

@@ -7,6 +7,7 @@ import importlib
 from typing import Any, Literal
 
 SIMULATE = "data.simulate:run"
+SIMULATE_DAYS = "data.simulate_days:run"
 IMPORT = "data.importers:run"
 INGEST = "data.ingest:run"
 TRAIN = "trainer.train:run"
@@ -33,6 +34,12 @@ CHECK_TRACKING = "data.tracking.steps:check"
 TRACK = "data.tracking.steps:track"
 ALERT = "data.tracking.steps:alert"
 WANDB_WORKSPACE = "data.tracking.workspace:run"
+PAIRED = "trainer.significance:paired_bootstrap"
+LOG_DAYS = "data.log_days:run"
+LOG_STATE = "data.log_days:state"
+REHEARSE = "serve.rehearsal:run"
+PIPELINE_RUN = "cluster.pipeline.run:run"
+PIPELINE_STATUS = "cluster.pipeline.status:run"
 
 
 def start(entry: str, /, **arguments: Any) -> dict[str, Any]:

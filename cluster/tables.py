@@ -60,23 +60,24 @@ def print_panels(result: dict[str, Any]) -> None:
 
 def print_inspection(result: dict[str, Any]) -> None:
     """One user: the newest events, then an answer per head and condition."""
-    history = [{**event, "time": _moment(event["time"])} for event in result["history"]]
+    history = [{**event, "time": moment(event["time"])} for event in result["history"]]
     columns = ["event", "part", "time", "item_id", "title", "categories", "visible_from"]
-    print_table(f"User {result['user']}: the newest of {result['events']:,} events", _filled(columns, history), history)
+    print_table(f"User {result['user']}: the newest of {result['events']:,} events", filled(columns, history), history)
     for name, items in result["answers"].items():
         rows = [{"rank": rank, **item} for rank, item in enumerate(items, start=1)]
         columns = ["rank", "item_id", "title", "categories"]
-        print_table(f"Answer of {name}, asked at {_moment(result['request_time'])}", _filled(columns, rows), rows)
+        print_table(f"Answer of {name}, asked at {moment(result['request_time'])}", filled(columns, rows), rows)
     if "picture" in result:
         print(f"mask: {result['picture']}")
 
 
-def _filled(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def filled(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The columns that say something in any row."""
     return [name for name in columns if any(row.get(name) not in (None, "") for row in rows)]
 
 
-def _moment(seconds: int) -> str:
+def moment(seconds: int) -> str:
+    """A time as a person reads it, UTC."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"
 
 
@@ -104,14 +105,14 @@ def print_releases(result: dict[str, Any]) -> None:
             **release,
             "release": release["release_id"],
             "names": ", ".join(release["names"]),
-            "added": _moment(release["added"]),
-            "deployed": release["deployed"] and _moment(release["deployed"]),
+            "added": moment(release["added"]),
+            "deployed": release["deployed"] and moment(release["deployed"]),
             "recall": release.get("recall", {}).get("value"),
         }
         for release in result["releases"]
     ]
     columns = ["release", "names", "added", "deployed", "items", "index", "recall", "problem"]
-    print_table(f"Releases of {result['registry']}, newest first", _filled(columns, rows), rows)
+    print_table(f"Releases of {result['registry']}, newest first", filled(columns, rows), rows)
 
 
 def print_jobs(result: dict[str, Any]) -> None:
@@ -121,7 +122,7 @@ def print_jobs(result: dict[str, Any]) -> None:
             **job,
             "id": job["submission_id"],
             "exit": job["exit_code"],
-            "started": job["started"] and _moment(int(job["started"])),
+            "started": job["started"] and moment(int(job["started"])),
             "seconds": job["seconds"] and round(job["seconds"]),
             "command": job["command"].removeprefix("python -m cluster.cli "),
         }
@@ -138,7 +139,7 @@ def print_checks(title: str, result: dict[str, Any]) -> None:
 def print_answer(answer: dict[str, Any]) -> None:
     """The items of an answer, best first."""
     rows = [{"rank": rank, **item} for rank, item in enumerate(answer["items"], start=1)]
-    columns = _filled(["rank", "item_id", "score", "title", "condition"], rows)
+    columns = filled(["rank", "item_id", "score", "title", "condition"], rows)
     title = f"Release {answer['release']}, from {answer['history_events_used']} events"
     if answer["unknown_items"]:
         title += f", {answer['unknown_items']} unknown left out"

@@ -11,7 +11,8 @@
     │   └── NonFiniteLoss         5
     ├── MachineError              6   too few resources, missing packages, unwritable storage
     │   └── ClusterError          6   a Ray cluster refused, or did not answer
-    └── EndpointError             7   a running endpoint refused or did not answer
+    ├── EndpointError             7   a running endpoint refused or did not answer
+    └── HeldBack                  8   the pipeline's verdict: a new release does not follow the one in use
 
 Each message says what was found, what was expected and what to do. The command line prints the
 message alone and exits with `exit_code`; a traceback means a defect of ours.
@@ -82,3 +83,9 @@ class EndpointError(FarsightError):
     """A running endpoint refused the request or did not answer."""
 
     exit_code: ClassVar[int] = 7
+
+
+class HeldBack(FarsightError):
+    """The pipeline held a day back: everything worked, and the verdict is no."""
+
+    exit_code: ClassVar[int] = 8

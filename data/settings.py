@@ -15,7 +15,19 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data.errors import RecipeError
 
-SECTIONS = ("simulate", "ingest", "model", "train", "evaluate", "index", "serve", "predict", "tracking", "alerts")
+SECTIONS = (
+    "simulate",
+    "ingest",
+    "model",
+    "train",
+    "evaluate",
+    "index",
+    "serve",
+    "predict",
+    "tracking",
+    "alerts",
+    "pipeline",
+)
 
 
 class Settings(BaseModel):

@@ -30,6 +30,8 @@ from data.storage import MANIFEST, directory_hashes, published_directory, write_
 
 LOG_KIND = "log"
 LOG_FORMAT_VERSION = 1
+EVENTS_FOLDER = "events"
+CATALOGUE_FILE = "catalogue.parquet"
 ORACLE_FILE = "oracle.parquet"
 ORACLE_SCHEMA = pa.schema(
     [
@@ -65,32 +67,43 @@ def run(recipe: Recipe, out: str | Path) -> dict[str, Any]:
     """
     settings = read_section(recipe, "simulate", SimulateSettings)
     with published_directory(out) as directory:
-        world = build_world(settings)
-        pq.write_table(catalogue_table(world), directory / "catalogue.parquet")
-        spill = directory / "spill"
-        spill.mkdir()
-        num_requests = _simulate(world, spill, directory / ORACLE_FILE)
-        num_events, num_shards = _write_shards(world, spill, directory / "events")
-        spill.rmdir()
-        counts = {
-            "users": settings.num_users,
-            "items": settings.num_items,
-            "events": num_events,
-            "requests": num_requests,
-            "shards": num_shards,
-        }
-        manifest = {
-            "kind": LOG_KIND,
-            "format_version": LOG_FORMAT_VERSION,
-            "source": "simulator",
-            "timestamp_unit": "seconds",
-            "counts": counts,
-            "settings": settings.model_dump(mode="json"),
-            "hashes": directory_hashes(directory),
-        }
-        write_json(directory / MANIFEST, manifest)
-    logger.info("wrote %s: %d events of %d users", out, num_events, settings.num_users)
+        counts = write_log(settings, directory)
+    logger.info("wrote %s: %d events of %d users", out, counts["events"], settings.num_users)
     return {"directory": str(out), **counts}
+
+
+def write_log(settings: SimulateSettings, directory: Path) -> dict[str, int]:
+    """Simulate a log into an existing directory; returns the manifest's counts."""
+    world = build_world(settings)
+    pq.write_table(catalogue_table(world), directory / CATALOGUE_FILE)
+    spill = directory / "spill"
+    spill.mkdir()
+    num_requests = _simulate(world, spill, directory / ORACLE_FILE)
+    num_events, num_shards = _write_shards(world, spill, directory / EVENTS_FOLDER)
+    spill.rmdir()
+    counts = {
+        "users": settings.num_users,
+        "items": settings.num_items,
+        "events": num_events,
+        "requests": num_requests,
+        "shards": num_shards,
+    }
+    write_log_manifest(directory, settings, counts)
+    return counts
+
+
+def write_log_manifest(directory: Path, settings: SimulateSettings, counts: dict[str, int]) -> None:
+    """Write the manifest of a log whose files stand."""
+    manifest = {
+        "kind": LOG_KIND,
+        "format_version": LOG_FORMAT_VERSION,
+        "source": "simulator",
+        "timestamp_unit": "seconds",
+        "counts": counts,
+        "settings": settings.model_dump(mode="json"),
+        "hashes": directory_hashes(directory),
+    }
+    write_json(directory / MANIFEST, manifest)
 
 
 def _simulate(world: World, spill: Path, oracle_path: Path) -> int:

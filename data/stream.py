@@ -14,11 +14,22 @@ from ray.train import DataConfig
 from data.batch import Batch, collate, to_device
 from data.dataset import PreparedDataset
 from data.encode import encode_histories, encode_windows
-from data.windows import WINDOW_COLUMNS, WINDOW_KEY, WindowRule, WindowSet, cut_windows, filler_windows, length_buckets
+from data.windows import (
+    WINDOW_COLUMNS,
+    WINDOW_KEY,
+    WindowRule,
+    WindowSet,
+    cut_windows,
+    filler_windows,
+    length_buckets,
+    window_bounds,
+)
 
 
-def window_dataset(dataset: PreparedDataset, *, max_events: int, rule: WindowRule) -> ray.data.Dataset:
-    """Training windows of all users as a Ray dataset, cut while streaming.
+def window_dataset(
+    dataset: PreparedDataset, *, max_events: int, rule: WindowRule, since: int | None = None
+) -> ray.data.Dataset:
+    """Training windows of all users as a Ray dataset, cut while streaming; see `data.windows.cut_windows`.
 
     Needs a Ray session. Users were dealt to shards by hash at ingest, so the order of the shards
     carries no meaning.
@@ -28,7 +39,7 @@ def window_dataset(dataset: PreparedDataset, *, max_events: int, rule: WindowRul
     histories.context.enable_progress_bars = False  # training shows its own
     # Ray's guard cannot tell a stream that is stuck from a worker that does not ask, because it trains or evaluates.
     histories.context.execution_no_progress_timeout_s = -1
-    cut: Any = functools.partial(cut_windows, max_events=max_events, rule=rule)
+    cut: Any = functools.partial(cut_windows, max_events=max_events, rule=rule, since=since)
     return histories.select_columns([*WINDOW_COLUMNS, "num_train"]).map_batches(cut, batch_format="pyarrow")
 
 
@@ -40,9 +51,15 @@ class EpochSize:
     targets: int
 
 
-def epoch_size(dataset: PreparedDataset, *, max_events: int, rule: WindowRule) -> EpochSize:
-    """The size of an epoch, from the counts of events alone."""
+def epoch_size(dataset: PreparedDataset, *, max_events: int, rule: WindowRule, since: int | None = None) -> EpochSize:
+    """The size of an epoch, from the counts of events alone; with `since` also from their times."""
     windows = targets = 0
+    if since is not None:
+        for table in dataset.history_tables(["times", "num_train"]):
+            bounds = window_bounds(table.combine_chunks(), max_events=max_events, rule=rule, since=since)
+            windows += len(bounds[0])
+            targets += int((bounds[3] - bounds[2] - 1).sum())
+        return EpochSize(windows, targets)
     for table in dataset.history_tables(["num_train"]):
         targets_B = np.maximum(table.column("num_train").to_numpy().astype(np.int64) - 1, 0)
         if rule == "last":

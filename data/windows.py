@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from data.ragged import joined_ranges, list_column
+from data.ragged import IntArray, joined_ranges, list_column
 from data.schema import HISTORY_SCHEMA
 
 WindowRule = Literal["last", "all"]
@@ -16,7 +16,7 @@ WINDOW_KEY = ("user_key", "window")  # what names a window
 _LIST_TYPES = {name: HISTORY_SCHEMA.field(name).type for name in WINDOW_COLUMNS[1:]}
 
 
-def cut_windows(histories: pa.Table, *, max_events: int, rule: WindowRule) -> pa.Table:
+def cut_windows(histories: pa.Table, *, max_events: int, rule: WindowRule, since: int | None = None) -> pa.Table:
     """Cut the training part of each history into windows of at most `max_events` + 1 events.
 
     A window's last event is only a target, so the model sees at most `max_events` events. Windows
@@ -26,22 +26,14 @@ def cut_windows(histories: pa.Table, *, max_events: int, rule: WindowRule) -> pa
 
     Args:
         histories: rows of `data.schema.HISTORY_SCHEMA`.
+        since: seconds UTC; of the windows only those whose last event is not earlier.
 
     Returns:
         Table with `user_key`, `window` (0 for the newest of a history; with `user_key` it names the window) and the
         list columns `items`, `times`, `actions`, `requests`.
     """
     combined = histories.combine_chunks()
-    offsets = list_column(combined, "items").offsets.to_numpy().astype(np.int64)
-    num_train = combined.column("num_train").to_numpy().astype(np.int64)
-    num_windows = np.maximum(-(-(num_train - 1) // max_events), 0)
-    if rule == "last":
-        num_windows = np.minimum(num_windows, 1)
-    row_W = np.repeat(np.arange(len(num_train)), num_windows)
-    first_W = np.repeat(np.cumsum(num_windows) - num_windows, num_windows)
-    nth_W = np.arange(len(row_W)) - first_W  # 0 = newest window of its history
-    stop_W = offsets[row_W] + num_train[row_W] - nth_W * max_events
-    start_W = np.maximum(stop_W - max_events - 1, offsets[row_W])
+    row_W, nth_W, start_W, stop_W = window_bounds(combined, max_events=max_events, rule=rule, since=since)
     taken_E, new_offsets = joined_ranges(start_W, stop_W - start_W)
     columns: dict[str, pa.Array] = {
         "user_key": combined.column("user_key").to_numpy()[row_W],
@@ -51,6 +43,33 @@ def cut_windows(histories: pa.Table, *, max_events: int, rule: WindowRule) -> pa
         values = list_column(combined, name).values.take(pa.array(taken_E))
         columns[name] = pa.ListArray.from_arrays(pa.array(new_offsets, pa.int32()), values)
     return pa.table(columns)
+
+
+def window_bounds(
+    histories: pa.Table, *, max_events: int, rule: WindowRule, since: int | None
+) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+    """Where the windows of `cut_windows` are: row of the history, number, first event and the one after the last.
+
+    Events are counted in the list columns laid end to end. Of these only `times` is read.
+
+    Args:
+        histories: in one chunk, with `times` and `num_train`.
+    """
+    times = list_column(histories, "times")
+    offsets = times.offsets.to_numpy().astype(np.int64)
+    num_train = histories.column("num_train").to_numpy().astype(np.int64)
+    num_windows = np.maximum(-(-(num_train - 1) // max_events), 0)
+    if rule == "last":
+        num_windows = np.minimum(num_windows, 1)
+    row_W = np.repeat(np.arange(len(num_train)), num_windows)
+    first_W = np.repeat(np.cumsum(num_windows) - num_windows, num_windows)
+    nth_W = np.arange(len(row_W)) - first_W  # 0 = newest window of its history
+    stop_W = offsets[row_W] + num_train[row_W] - nth_W * max_events
+    start_W = np.maximum(stop_W - max_events - 1, offsets[row_W])
+    if since is None:
+        return row_W, nth_W, start_W, stop_W
+    kept_W = times.values.to_numpy()[stop_W - 1] >= since
+    return row_W[kept_W], nth_W[kept_W], start_W[kept_W], stop_W[kept_W]
 
 
 def filler_windows(count: int) -> pa.Table:

@@ -15,7 +15,16 @@ from click.testing import CliRunner, Result
 from cluster import floors
 from cluster.cli import cli
 from cluster.output import shown
-from data.errors import ArtifactError, DatasetError, EndpointError, FarsightError, LogError, MachineError, RecipeError
+from data.errors import (
+    ArtifactError,
+    DatasetError,
+    EndpointError,
+    FarsightError,
+    HeldBack,
+    LogError,
+    MachineError,
+    RecipeError,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 SUBCOMMANDS = [
@@ -34,8 +43,9 @@ SUBCOMMANDS = [
     "seed-histories",
     "retrieve",
 ]
-SUBCOMMANDS += ["benchmark", "submit", "jobs", "dashboards", "doctor"]
+SUBCOMMANDS += ["pipeline", "benchmark", "submit", "jobs", "dashboards", "doctor"]
 GROUPS = {
+    "pipeline": ["run", "status"],
     "jobs": ["list", "logs", "stop"],
     "dashboards": ["grafana", "prometheus", "check", "wandb"],
 }
@@ -93,7 +103,7 @@ def test_help_is_quick_and_loads_neither_torch_nor_ray() -> None:
 
 def test_entry_points_are_where_the_command_line_looks_for_them() -> None:
     entries = [value for name, value in vars(floors).items() if name.isupper()]
-    assert len(entries) == 27
+    assert len(entries) == 34
     for entry in entries:
         module, _, function = entry.partition(":")
         text = (ROOT / (module.replace(".", "/") + ".py")).read_text() if not module.startswith("ray") else ""
@@ -129,6 +139,12 @@ def test_with_a_storage_paths_start_there_and_the_recipe_is_still_found_from_her
     refused = _farsight("--storage", "nowhere", "simulate", "--out", "log")
     assert refused.exit_code == 6
     assert "--storage nowhere: no such directory on " in refused.stderr
+
+
+def test_days_of_a_simulated_log_are_another_entry(started: Started) -> None:
+    assert _farsight("simulate", "--out", "somewhere", "--days", "3", "simulate.num_users=5").exit_code == 0
+    told = {"recipe": {"simulate": {"num_users": 5}}, "out": "somewhere", "days": 3}
+    assert started == [("data.simulate_days:run", told)]
 
 
 def test_without_a_recipe_every_setting_is_at_its_default(started: Started) -> None:
@@ -201,7 +217,15 @@ def test_wrong_usage_exits_with_2_and_says_what_is_wrong(words: list[str], messa
 
 @pytest.mark.parametrize(
     ("kind", "code"),
-    [(RecipeError, 2), (LogError, 3), (DatasetError, 3), (ArtifactError, 4), (MachineError, 6), (EndpointError, 7)],
+    [
+        (RecipeError, 2),
+        (LogError, 3),
+        (DatasetError, 3),
+        (ArtifactError, 4),
+        (MachineError, 6),
+        (EndpointError, 7),
+        (HeldBack, 8),
+    ],
 )
 def test_our_errors_are_one_line_and_an_exit_code(
     kind: type[FarsightError], code: int, monkeypatch: pytest.MonkeyPatch

@@ -6,10 +6,11 @@ import pytest
 import yaml
 
 from cluster.dashboards.settings import AlertSettings
+from cluster.pipeline.settings import PipelineSettings
 from cluster.recipe_files import DEFAULTS, find_recipe, read_recipe, shipped_recipes, split_words
 from data.errors import RecipeError
 from data.ingest_settings import IngestSettings
-from data.settings import SECTIONS, Settings, read_section
+from data.settings import SECTIONS, Settings, merged, read_section
 from data.simulate_settings import SimulateSettings
 from data.tracking.settings import TrackingSettings
 from modeling.settings import ModelSettings
@@ -29,18 +30,23 @@ KINDS: dict[str, type[Settings]] = {
     "predict": PredictSettings,
     "tracking": TrackingSettings,
     "alerts": AlertSettings,
+    "pipeline": PipelineSettings,
 }
 RECIPES = [name for name in shipped_recipes() if name != DEFAULTS]
+NIGHTLY = [name for name in RECIPES if "pipeline" in read_recipe(name)]
+SHIPPED = [(name, section) for name in RECIPES for section in SECTIONS if section != "pipeline" or name in NIGHTLY]
+# What the pipeline says for each day.
+OF_A_DAY = {"ingest": {"log": "x"}, "train": {"dataset": "x", "run_dir": "x"}}
 
 
 def test_every_section_has_a_settings_class() -> None:
     assert tuple(KINDS) == SECTIONS
 
 
-@pytest.mark.parametrize("section", SECTIONS)
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(("name", "section"), SHIPPED)
 def test_shipped_recipes_are_valid(name: str, section: str) -> None:
-    read_section(read_recipe(name), section, KINDS[section])
+    recipe = merged(OF_A_DAY, read_recipe(name)) if name in NIGHTLY else read_recipe(name)
+    read_section(recipe, section, KINDS[section])
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -51,7 +57,13 @@ def test_unknown_settings_are_refused_by_name(name: str, section: str) -> None:
         read_section(recipe, section, KINDS[section])
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", NIGHTLY)
+def test_everything_of_a_pipeline_lives_under_its_recipes_folder(name: str) -> None:
+    told = read_section(read_recipe(name), "pipeline", PipelineSettings)
+    assert {Path(place).parts[:2] for place in (told.dir, told.log, told.registry)} == {("runs", name)}
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in NIGHTLY])
 def test_everything_of_a_recipe_lives_under_its_own_folder(name: str) -> None:
     recipe = read_recipe(name)
     places = [recipe["ingest"]["log"], recipe["ingest"]["out"], recipe["train"]["dataset"], recipe["train"]["run_dir"]]

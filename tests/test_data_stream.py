@@ -12,8 +12,8 @@ import ray.data
 import torch
 
 from data.stream import EpochSize, EqualParts, TrainingStream, epoch_size, window_dataset
-from data.windows import WINDOW_COLUMNS, WINDOW_KEY, cut_windows, filler_windows
-from tests.small_world import in_shards, write_dataset
+from data.windows import WINDOW_COLUMNS, WINDOW_KEY, WindowRule, cut_windows, filler_windows
+from tests.small_world import START, in_shards, write_dataset
 
 Key = tuple[int, int]
 GUARD_SECONDS = 2
@@ -98,10 +98,12 @@ def test_a_part_that_is_too_large_is_not_kept(windows: pa.Table) -> None:
 def test_the_size_of_an_epoch_is_that_of_its_windows(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset", num_users=70)
     table = pa.concat_tables(dataset.history_tables([*WINDOW_COLUMNS, "num_train"]))
-    for rule, max_events in (("all", 4), ("last", 4), ("all", 7)):
-        cut = cut_windows(table, max_events=max_events, rule=rule)  # type: ignore[arg-type]
+    rules: list[tuple[WindowRule, int, int | None]] = [("all", 4, None), ("last", 4, None), ("all", 7, None)]
+    rules += [("all", 4, START + 500_000), ("last", 4, START + 900_000), ("all", 4, 0), ("all", 4, START + 10**7)]
+    for rule, max_events, since in rules:
+        cut = cut_windows(table, max_events=max_events, rule=rule, since=since)
         targets = sum(len(row) - 1 for row in cut.column("items").to_pylist())
-        assert epoch_size(dataset, max_events=max_events, rule=rule) == EpochSize(len(cut), targets)  # type: ignore[arg-type]
+        assert epoch_size(dataset, max_events=max_events, rule=rule, since=since) == EpochSize(len(cut), targets)
 
 
 def test_a_window_of_padding_has_nothing_to_learn_from(windows: pa.Table) -> None:

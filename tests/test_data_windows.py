@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from data.batch import Batch, collate
 from data.encode import encode_histories, encode_windows
 from data.schema import HISTORY_SCHEMA
-from data.windows import WINDOW_KEY, WindowSet, cut_windows, length_buckets
+from data.windows import WINDOW_KEY, WindowRule, WindowSet, cut_windows, length_buckets
 
 Users = list[tuple[int, int]]  # training events and later events of each user
 
@@ -71,6 +71,16 @@ def test_windows_are_what_cutting_backwards_by_hand_gives(sizes: Users, length: 
     windows = cut_windows(table, max_events=length, rule="last" if rule == "last" else "all").to_pylist()
     assert [(window["user_key"], window["items"]) for window in windows] == expected
     assert all(window["times"] == [1000 + item for item in window["items"]] for window in windows)
+
+
+@given(users, max_events, st.sampled_from(["last", "all"]), st.integers(1000, 1040))
+def test_windows_since_a_moment_are_those_that_end_no_earlier(
+    sizes: Users, length: int, rule: WindowRule, since: int
+) -> None:
+    table = history_table(sizes)
+    every = cut_windows(table, max_events=length, rule=rule).to_pylist()
+    found = cut_windows(table, max_events=length, rule=rule, since=since).to_pylist()
+    assert found == [window for window in every if window["times"][-1] >= since]
 
 
 @given(users, st.integers(1, 3))

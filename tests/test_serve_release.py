@@ -14,6 +14,7 @@ from data.cases import split_cases
 from data.dataset import PreparedDataset
 from data.encode import encode_histories
 from data.errors import ArtifactError, ArtifactMismatch
+from data.storage import file_hash, write_json
 from modeling.artifact import Artifact
 from modeling.metrics import hide, top_rows
 from serve.answer import Answer, Query, own_top_scores
@@ -21,6 +22,8 @@ from serve.build import run
 from serve.engine import Engine
 from serve.golden import check_golden, history_queries, is_golden, query_of
 from serve.instructions import Unanswerable
+from serve.rehearsal import overlap
+from serve.rehearsal import run as rehearse
 from serve.release import Release
 from tests.small_world import ACTIONS, MAX_EVENTS, NUM_ITEMS, START, item_id, write_artifact, write_dataset
 from trainer.evaluation import RetrieverScorer
@@ -147,6 +150,33 @@ def test_a_release_knows_requests_and_refuses_to_answer_them_otherwise(
     run(str(other.directory), str(tmp_path / "release"), FLAT)
     with pytest.raises(ArtifactMismatch, match=r"golden request 0: found i\d+ .* expected i\d+ .* build it here"):
         check_golden(Engine.open(tmp_path / "release"), engine.golden)
+
+
+def test_a_rehearsal_asks_a_release_as_it_is_on_disk_and_says_how_much_of_anothers_answers_stays(
+    release: Path, dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    golden = Engine.open(release).golden
+    assert rehearse(str(release)) == {"golden": None, "requests": 8, "overlap": None}
+    assert rehearse(str(release), str(release))["overlap"] == 1
+    other = write_artifact(tmp_path / "artifact", dataset, seed=1)
+    run(str(other.directory), str(tmp_path / "release"), FLAT)
+    engine = Engine.open(tmp_path / "release")
+    answers = [engine.answer([query_of(expected)])[0].item_ids for expected in golden]
+    kept = [len({*answer} & {*expected["item_ids"]}) / 10 for answer, expected in zip(answers, golden, strict=True)]
+    found = rehearse(str(tmp_path / "release"), str(release))
+    assert found["overlap"] == pytest.approx(np.mean(kept))
+    assert 0 < found["overlap"] < 1
+    # A request that this release cannot be asked is left out; with none left there is nothing to say.
+    timeless = [{**expected, "query": {**expected["query"], "timestamps": None}} for expected in golden]
+    assert overlap(engine, [timeless[0], *golden[1:]]) == pytest.approx(np.mean(kept[1:]))
+    assert overlap(engine, timeless) is None
+    copy = tmp_path / "copy"
+    shutil.copytree(release, copy)
+    golden[3]["scores"][0] += 0.5
+    write_json(copy / "golden.json", golden)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    write_json(copy / "manifest.json", {**manifest, "golden_hash": file_hash(copy / "golden.json")})
+    assert "golden request 3: found" in rehearse(str(copy))["golden"]
 
 
 def test_an_answer_is_golden_whatever_the_order_of_equal_scores_and_not_if_an_item_is_lost() -> None:

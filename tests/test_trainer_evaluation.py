@@ -1,6 +1,7 @@
 """Full-catalogue evaluation against a brute-force oracle; baselines; ranks share the users."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -274,6 +275,35 @@ def test_the_protocol_states_what_the_figures_depend_on(
     assert sum(row[f"targets[{bucket}]"] for bucket in BUCKETS) == len(targets)
 
 
+def test_an_artifact_is_measured_on_a_dataset_that_has_grown_since_as_its_endpoint_would_answer(
+    world: tuple[PreparedDataset, Artifact], tmp_path: Path
+) -> None:
+    _, artifact = world
+    grown = write_dataset(tmp_path / "grown", num_users=40, num_items=NUM_ITEMS + 15)
+    ks, told = (5, 20), {"evaluate": {"ks": [5, 20], "baselines": []}}
+    report = trainer.evaluate.run(str(artifact.directory), str(grown.directory), recipe=told)
+    assert report["unknown_items"] == 15
+    assert report["protocol"]["catalogue_items"] == NUM_ITEMS + 15
+    # The same model in a release: histories without the items that it lacks, and the popularity of its own catalogue.
+    own_V = np.concatenate([[0], artifact.catalogue().column("train_events").to_numpy()])
+    scorer = RetrieverScorer(artifact.load_retriever(), max_events=artifact.max_events, train_events_V=own_V)
+    sums: dict[str, float] = {}
+    num_new = 0
+    for batch in cases(grown):
+        for place in range(len(batch)):
+            one = Cases(**{name: [column[place]] for name, column in vars(batch).items()})
+            kept = one.items[0] <= NUM_ITEMS
+            num_new += int((~kept).sum())
+            parts = {name: [getattr(one, name)[0][kept]] for name in ("items", "times", "actions")}
+            scores = [*scorer(replace(one, **parts))[0].tolist(), *[-np.inf] * 15]
+            for k in ks:
+                found = brute_force(scores, set(one.items[0].tolist()), one.targets[0].tolist(), k)
+                sums |= {name: sums.get(name, 0.0) + value for name, value in found.items()}
+    assert num_new > 20
+    for name, total in sums.items():
+        assert report["rows"][0][name] == pytest.approx(total / 40, abs=1e-9), name
+
+
 def test_rows_need_names_of_their_own_that_can_be_files(
     world: tuple[PreparedDataset, Artifact], tmp_path: Path
 ) -> None:
@@ -295,7 +325,7 @@ def test_what_cannot_be_evaluated_is_refused_with_the_reason(
     world: tuple[PreparedDataset, Artifact], tmp_path: Path
 ) -> None:
     dataset, artifact = world
-    other = write_dataset(tmp_path / "other", num_items=NUM_ITEMS + 1)
+    other = write_dataset(tmp_path / "other", num_items=NUM_ITEMS - 1)
     with pytest.raises(ArtifactMismatch, match="was trained on"):
         trainer.evaluate.run(str(artifact.directory), str(other.directory))
     with pytest.raises(DatasetError, match="not a finished dataset"):

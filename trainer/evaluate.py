@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
 
@@ -13,11 +14,12 @@ from data.cases import Cases, split_cases
 from data.dataset import PreparedDataset, Split
 from data.errors import DatasetError, RecipeError
 from data.progress import progress
+from data.schema import TRAIN_EVENTS
 from data.settings import Recipe, read_section
 from data.storage import MANIFEST, published_directory, write_json
 from modeling.artifact import Artifact
 from trainer.baselines import ExternalRanking, baseline_name, build_baseline
-from trainer.evaluation import Observer, RetrieverScorer, Scorer, evaluate_cases
+from trainer.evaluation import EarlierScorer, Observer, RetrieverScorer, Scorer, evaluate_cases
 from trainer.gaps import settled
 from trainer.observers import BeyondAccuracy, CaseCounts, CatalogueFacts, UserMetrics, users_with_training
 from trainer.settings import EvaluateSettings
@@ -40,8 +42,11 @@ def run(
 ) -> dict[str, Any]:
     """Evaluate an artifact, baselines and other rankings on one split of a dataset.
 
+    The dataset may have grown since the artifact was trained (`ingest.extends`, `ingest.items_from`): new items are
+    then left out of the histories that the model sees and never recommended, as by an endpoint with that artifact.
+
     Args:
-        artifact: directory of an artifact trained on this dataset; None measures the others alone.
+        artifact: directory of an artifact; None measures the others alone.
         rankings: name -> Parquet file of `trainer.baselines.ExternalRanking`.
         recipe: its `evaluate` section holds cut-offs, protocol and baselines.
         users_out: directory to write, with `NAME.parquet` per row: `user_id` and the accuracy metrics
@@ -50,9 +55,11 @@ def run(
     Returns:
         `protocol` (all that the figures depend on besides the rankings), `rows`, one mapping of metrics per
         ranking: baselines, other rankings, the artifact last; and `intervals`, by ranking, of the means over users.
+        With an artifact also `artifact`, its content hash, and `unknown_items`, the items of the dataset that it does
+        not know.
 
     Raises:
-        ArtifactMismatch: the dataset has another vocabulary.
+        ArtifactMismatch: the dataset's vocabulary does not begin with the artifact's.
         DatasetError: the split has no targets, or a gap is asked for without times.
         RecipeError: two rows have one name, a name is no file name, or there is nothing to measure.
         FarsightError: `users_out` exists already.
@@ -75,9 +82,9 @@ def run(
             if directory is not None:
                 pq.write_table(users.table(), directory / f"{name}.parquet")
         protocol = _protocol(settings, prepared, split, counts)
-        result = {"dataset": dataset, "protocol": protocol, "rows": rows, "intervals": intervals}
+        result: dict[str, Any] = {"dataset": dataset, "protocol": protocol, "rows": rows, "intervals": intervals}
         if opened is not None:
-            result["artifact"] = opened.content_hash
+            result |= {"artifact": opened.content_hash, "unknown_items": prepared.num_rows - opened.num_rows}
         if directory is not None:
             write_json(directory / MANIFEST, {"kind": KIND, "format_version": FORMAT_VERSION, **result})
     return result
@@ -85,7 +92,7 @@ def run(
 
 def _opened(artifact: str | None, dataset: str, split: Split) -> tuple[Artifact | None, PreparedDataset]:
     opened, prepared = None if artifact is None else Artifact.open(artifact), PreparedDataset.open(dataset)
-    if opened is not None:
+    if opened is not None and not opened.vocabulary().begins(prepared.vocabulary()):
         opened.check_dataset(prepared)
     if not prepared.manifest["counts"].get(f"users_with_{split}"):
         raise DatasetError(f"{dataset}: no user has {split} targets; ingest with another split")
@@ -127,8 +134,16 @@ def _same(scorer: Scorer) -> Scorer:
 
 def _model(opened: Artifact, prepared: PreparedDataset) -> Scorer:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return RetrieverScorer(
-        opened.load_retriever(device), max_events=opened.max_events, train_events_V=prepared.train_counts()
+    own_V = opened.catalogue().column(TRAIN_EVENTS).to_numpy()
+    scorer = RetrieverScorer(
+        opened.load_retriever(device),
+        max_events=opened.max_events,
+        train_events_V=np.concatenate([np.zeros(1, np.int64), own_V]),
+    )
+    if opened.num_rows == prepared.num_rows and opened.actions == prepared.manifest["actions"]:
+        return scorer
+    return EarlierScorer(
+        scorer, known_rows=opened.num_rows, num_rows=prepared.num_rows, num_actions=len(opened.actions)
     )
 
 

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from data.batch import to_device
 from data.cases import Cases
@@ -67,6 +68,38 @@ class RetrieverScorer:
             unknown = [place for place, rows in enumerate(cases.items) if not len(rows)]
             scores_BV[unknown] = self._popularity_V.to(scores_BV.dtype)
             return scores_BV
+
+
+class EarlierScorer:
+    """A scorer of fewer items than the dataset has by now, on the terms of an endpoint that goes on answering with it.
+
+    Events of items that it does not know are left out of the histories that it sees, and it never recommends these
+    items; actions that it does not know are none.
+
+    Args:
+        known_rows: rows that it scores, the first of the dataset's; padding included.
+        num_rows: rows of the dataset.
+        num_actions: actions that it knows, the first of the dataset's.
+    """
+
+    def __init__(self, scorer: Scorer, *, known_rows: int, num_rows: int, num_actions: int) -> None:
+        self._scorer = scorer
+        self._known_rows = known_rows
+        self._num_new = num_rows - known_rows
+        self._num_actions = num_actions
+
+    def __call__(self, cases: Cases) -> Float[Tensor, "B V"]:
+        known = [rows < self._known_rows for rows in cases.items]
+        actions = [np.where(codes <= self._num_actions, codes, 0) for codes in cases.actions]
+        scores_BK = self._scorer(
+            replace(
+                cases,
+                items=[rows[kept] for rows, kept in zip(cases.items, known, strict=True)],
+                times=[times[kept] for times, kept in zip(cases.times, known, strict=True)],
+                actions=[codes[kept] for codes, kept in zip(actions, known, strict=True)],
+            )
+        )
+        return functional.pad(scores_BK, (0, self._num_new), value=float("-inf"))
 
 
 def popularity_scores(train_events_V: IntArray) -> Float[Tensor, "V"]:

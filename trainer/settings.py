@@ -102,6 +102,11 @@ class TrainSettings(Settings):
     )
     seed: int = Field(0, ge=0, description="seed of weights, order, negatives and dropout")
     windows: WindowRule = Field("all", description="all: every training event is a target; last: newest window only")
+    since: int | None = Field(
+        None,
+        description="seconds UTC: only windows whose last event is not earlier are trained on, such as those that are "
+        "new since `start_from` was trained; None for all",
+    )
     events_per_batch: int = Field(
         16_384,
         ge=1,

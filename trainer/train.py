@@ -84,9 +84,12 @@ def run(recipe: Recipe) -> dict[str, Any]:
     run_id = _claim(run_dir, {**config, "dataset_hash": published.content_hash, "begins": begins})
     if (run_dir / ARTIFACT).exists():  # published last, so the run is complete
         return _summary(Artifact.open(run_dir / ARTIFACT), run_dir)
-    size = epoch_size(dataset, max_events=model.max_events, rule=train.windows)
+    size = epoch_size(dataset, max_events=model.max_events, rule=train.windows, since=train.since)
     if not size.targets:
-        raise DatasetError(f"{train.dataset}: no user has two training events, so there is nothing to learn from")
+        later = "" if train.since is None else f" with one since train.since={train.since}"
+        raise DatasetError(
+            f"{train.dataset}: no user has two training events{later}, so there is nothing to learn from"
+        )
     connect()
     check_resources(train.workers)
     facts = run_facts("train", run_dir, config, run_id=run_id, dataset=published, cluster=cluster_shape())
@@ -116,6 +119,8 @@ def _check_fit(train: TrainSettings, model: ModelSettings, dataset: PreparedData
             f"{train.dataset}: its log had no times, and the model needs them; set model.encoder.time_bias=false and "
             "keep model.prediction from gaps and windows in seconds, or ingest a log with times"
         )
+    if train.since is not None and not dataset.has_times:
+        raise DatasetError(f"{train.dataset}: its log had no times, and train.since needs them; leave it out")
     if not dataset.manifest["counts"]["users_with_validation"]:
         raise DatasetError(
             f"{train.dataset}: no user has validation targets, by which the best checkpoint is chosen; ingest more "
@@ -249,7 +254,7 @@ def _fit(
                 checkpoint_score_order="max",
             ),
         ),
-        datasets={"train": window_dataset(dataset, max_events=model.max_events, rule=train.windows)},
+        datasets={"train": window_dataset(dataset, max_events=model.max_events, rule=train.windows, since=train.since)},
         dataset_config=EqualParts(num_windows),
     )
     mend_snapshot(Path(config["train"]["run_dir"]))
