@@ -21,17 +21,21 @@ TRAINING = {
     "train": "trainer.settings:TrainSettings",
     "model": "modeling.settings:ModelSettings",
     "evaluate": "trainer.settings:EvaluateSettings",
+    "tracking": "data.tracking.settings:TrackingSettings",
 }
+TRACKING = {"tracking": "data.tracking.settings:TrackingSettings"}
 SECTIONS_OF = {
     "simulate": {"simulate": "data.simulate_settings:SimulateSettings"},
-    "ingest": {"ingest": "data.ingest_settings:IngestSettings"},
+    "ingest": {"ingest": "data.ingest_settings:IngestSettings", **TRACKING},
     "train": TRAINING,
-    "evaluate": {"evaluate": "trainer.settings:EvaluateSettings"},
-    "index": {"index": "serve.index.settings:IndexSettings"},
+    "evaluate": {"evaluate": "trainer.settings:EvaluateSettings", **TRACKING},
+    "index": {"index": "serve.index.settings:IndexSettings", **TRACKING},
     "serve": {"serve": "serve.settings:ServeSettings"},
     "deploy": {"serve": "serve.settings:ServeSettings"},
     "predict": {"predict": "serve.predict_settings:PredictSettings"},
     "seed-histories": {"serve": "serve.settings:ServeSettings"},
+    # A night reads every section of its recipe, and checks each before anything runs.
+    "pipeline": {"pipeline": "cluster.pipeline.settings:PipelineSettings"},
 }
 # What starts the command there: the shipped tree comes first on the path, an installed wheel otherwise.
 PROGRAM = ("python", "-m", "cluster.cli")

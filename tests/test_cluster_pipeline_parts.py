@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from cluster import floors
 from cluster.cli import cli
 from cluster.pipeline.judge import at_least, at_most, judge_candidate, judge_data, passed, relative, why
-from cluster.pipeline.notice import announce
+from cluster.pipeline.notice import alert, announce
 from cluster.pipeline.report import page
 from cluster.pipeline.run import waiting
 from cluster.pipeline.settings import ChecksSettings, GateSettings, PipelineSettings
@@ -354,6 +354,16 @@ def test_a_command_is_told_of_the_verdict_and_its_failure_stops_nothing(
     assert f"{NIGHT}: held back: events: few" in caplog.text
     assert "pipeline.notify: sh: exit code 3: broken" in caplog.text
     assert "no such command" in caplog.text
+
+
+def test_a_day_that_is_held_back_is_an_alert_in_the_trackers(tmp_path: Path) -> None:
+    recipe = {"tracking": {"to": ["jsonl"], "project": "shop"}}
+    alert(report(), recipe, str(tmp_path))
+    assert not list(tmp_path.iterdir())
+    alert(report(outcome="held", why=["events: few", "silence: long"]), recipe, str(tmp_path))
+    [told] = tmp_path.rglob("*.jsonl")
+    assert f"{NIGHT}: held back" in told.read_text()
+    assert "events: few; silence: long" in told.read_text()
 
 
 # -- commands

@@ -69,8 +69,8 @@ def test_every_shell_block_of_the_readme_runs(
             outputs[words[0]] = result.stdout
     finally:
         ray.serve.shutdown()
-    # The plays need no simulator, and are too few to have bursts.
-    assert set(outputs) == set(cli.commands) - {"simulate", "gaps"}
+    # The plays need no simulator, are too few to have bursts, and take no nights and no cluster.
+    assert set(outputs) == set(cli.commands) - {"simulate", "gaps", "pipeline", "submit", "jobs"}
     assert "popularity" in outputs["evaluate"]
     answer = json.loads(outputs["retrieve"])
     assert len(answer["items"]) == 2
@@ -98,4 +98,4 @@ def test_files_the_readme_names_exist() -> None:
 
 
 def test_the_readme_stays_short() -> None:
-    assert README.count("\n") <= 180
+    assert README.count("\n") <= 200

@@ -1,10 +1,13 @@
-"""Who is told of a verdict. What sends alerts or figures elsewhere is called from `announce` and nowhere else."""
+"""Who is told of a verdict: the log, a command of the recipe, and the recipe's trackers where a day is held back."""
 
 import json
 import logging
 import subprocess
 from collections.abc import Sequence
 from typing import Any
+
+from cluster import floors
+from data.settings import Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -39,3 +42,14 @@ def announce(report: dict[str, Any], command: Sequence[str]) -> None:
         return
     if ran.returncode:
         logger.warning("pipeline.notify: %s: exit code %d: %s", command[0], ran.returncode, ran.stderr.strip())
+
+
+def alert(report: dict[str, Any], recipe: Recipe, directory: str) -> None:
+    """Raise an alert in the recipe's trackers where a day is held back.
+
+    Args:
+        directory: of the pipeline; its alerts are those of one run.
+    """
+    if report["why"]:
+        title, text = f"{report['day']}: held back", "; ".join(report["why"])
+        floors.start(floors.ALERT, recipe=recipe, directory=directory, title=title, text=text)

@@ -10,7 +10,7 @@ from typing import Any
 from cluster import floors
 from cluster.pipeline import steps
 from cluster.pipeline.judge import Check, judge_candidate, judge_data, passed
-from cluster.pipeline.notice import announce
+from cluster.pipeline.notice import alert, announce
 from cluster.pipeline.report import HELD, accuracy_in_use, data_accepted, write_report
 from cluster.pipeline.settings import DAY, PipelineSettings
 from cluster.pipeline.state import Day, alone, as_date, days, digest, plain
@@ -46,6 +46,7 @@ def run(recipe: Recipe, day: str | None = None, logs: Sequence[str] = (), again:
     """
     settings = read_section(recipe, SECTION, PipelineSettings)
     _check_asked(day, logs, again)
+    floors.start(floors.CHECK_TRACKING, recipe=recipe)
     with alone(Path(settings.dir)):
         wanted = iter([day]) if day is not None else _waiting_one_by_one(settings)
         reports = [_one_day(recipe, settings, name, logs, again) for name in wanted]
@@ -100,6 +101,7 @@ def _one_day(recipe: Recipe, settings: PipelineSettings, name: str, logs: Sequen
     report = write_report(task, checks, held_by=held_by, seconds=time.perf_counter() - began)
     _tidy(settings)
     announce(report, settings.notify)
+    alert(report, recipe, settings.dir)
     return report
 
 

@@ -74,6 +74,11 @@ class Task:
         return dict(self.recipe.get(name) or {})
 
     @property
+    def tracking(self) -> Recipe:
+        """The section `tracking` alone, where there is one: who is told of a step does not change what it makes."""
+        return {"tracking": self.recipe["tracking"]} if "tracking" in self.recipe else {}
+
+    @property
     def in_use_id(self) -> str | None:
         """Id of the release in use, if there is one."""
         return None if self.in_use is None else self.in_use.release_id
@@ -85,7 +90,8 @@ def ingest(task: Task) -> Result:
     inputs = {"section": section, "base": task.base and task.base.digest, "log": task.log_digest}
 
     def work() -> Result:
-        ingested = floors.start(floors.INGEST, recipe={"ingest": section}, out=str(task.day.place("ingest")))
+        recipe = {"ingest": section, **task.tracking}
+        ingested = floors.tracked("ingest", floors.INGEST, recipe=recipe, out=str(task.day.place("ingest")))
         made, newest = ingested["counts"], ingested["time_range"][1]
         before = {} if task.base is None else task.base.counts
         return {
@@ -147,7 +153,8 @@ def train(task: Task) -> Result:
     places = {"dataset": str(task.day.place("ingest")), "run_dir": str(task.day.place("train"))}
 
     def work() -> Result:
-        recipe = {"train": {**section, **places}, "model": task.section("model"), "evaluate": task.section("evaluate")}
+        recipe = {"train": {**section, **places}, **task.tracking}
+        recipe |= {name: task.section(name) for name in ("model", "evaluate")}
         made = floors.start(floors.TRAIN, recipe=recipe)
         return {name: made[name] for name in ("artifact", "content_hash", "validation", "seconds")} | {
             "start_from": start and start.release_id
@@ -188,7 +195,8 @@ def index(task: Task) -> Result:
     def work() -> Result:
         places = {"out": str(task.day.place("index")), "dataset": str(task.day.place("ingest"))}
         artifact = task.day.result("train")["artifact"]
-        made = floors.start(floors.INDEX, artifact=artifact, recipe={"index": section}, **places)
+        recipe = {"index": section, **task.tracking}
+        made = floors.tracked("index", floors.INDEX, artifact=artifact, recipe=recipe, **places)
         asked = floors.start(
             floors.REHEARSE, release=places["out"], against=task.in_use.release if task.in_use else None
         )
