@@ -7,7 +7,7 @@ from cluster.output import shown
 from cluster.pipeline.judge import MODEL, POPULARITY, Check, coverage_name, why
 from cluster.pipeline.state import PLACES, REPORT
 from cluster.pipeline.steps import Task
-from cluster.provenance import surroundings
+from data.provenance import surroundings
 from data.storage import write_json
 
 PAGE = "report.md"
