@@ -11,7 +11,7 @@ from cluster.tables import print_panels
 
 @click.group()
 def dashboards() -> None:
-    """Write dashboards and alert rules for what runs; each command takes --json.
+    """Write dashboards and alert rules for what runs. Each command takes --json.
 
     Example: farsight dashboards grafana --out monitoring/grafana
     """

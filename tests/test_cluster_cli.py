@@ -35,6 +35,7 @@ SUBCOMMANDS = [
     "retrieve",
 ]
 SUBCOMMANDS += ["benchmark", "dashboards", "doctor"]
+# Of groups: the words behind `farsight`.
 NESTED = ["dashboards grafana", "dashboards prometheus", "dashboards check", "dashboards wandb"]
 Started = list[tuple[str, dict[str, Any]]]
 
@@ -110,16 +111,43 @@ def test_without_a_recipe_every_setting_is_at_its_default(started: Started) -> N
 
 def test_a_release_stands_beside_its_artifact_unless_told_otherwise(started: Started) -> None:
     _farsight("index", "--artifact", "runs/x/artifact")
-    assert started[0][1]["out"] == "runs/x/release"
+    assert started[1][1]["out"] == "runs/x/release"
 
 
 def test_short_options_become_settings(started: Started) -> None:
     _farsight("evaluate", "--artifact", "a", "--dataset", "d", "--seen", "kept", "--rankings", "oracle=o.parquet")
+    asked = dict(started)["trainer.evaluate:run"]
+    assert asked["recipe"] == {"evaluate": {"seen": "kept"}}
+    assert asked["rankings"] == {"oracle": "o.parquet"}
+    assert (asked["artifact"], asked["users_out"]) == ("a", None)
     _farsight("serve", "release", "--port", "8123")
-    assert started[0][1]["recipe"] == {"evaluate": {"seen": "kept"}}
-    assert started[0][1]["rankings"] == {"oracle": "o.parquet"}
-    assert (started[0][1]["artifact"], started[0][1]["users_out"]) == ("a", None)
-    assert started[1][1]["recipe"] == {"serve": {"port": 8123}}
+    assert started[-1][1]["recipe"] == {"serve": {"port": 8123}}
+
+
+@pytest.mark.parametrize(
+    ("words", "step", "entry"),
+    [
+        (["ingest", "smoke"], "ingest", "data.ingest:run"),
+        (["evaluate", "--artifact", "a", "--dataset", "d", "smoke"], "evaluate", "trainer.evaluate:run"),
+        (["index", "--artifact", "a", "smoke"], "index", "serve.build:run"),
+    ],
+)
+def test_trackers_are_checked_before_the_work_and_told_of_what_came_of_it(
+    words: list[str], step: str, entry: str, started: Started
+) -> None:
+    _farsight(*words)
+    assert [called for called, _ in started] == ["data.tracking.steps:check", entry, "data.tracking.steps:track"]
+    told = started[-1][1]
+    assert (told["step"], told["result"]["entry"]) == (step, entry)
+    assert told["artifact"] == (None if step == "ingest" else "a")
+    assert told["recipe"]["tracking"] == {"every_steps": 2}
+
+
+def test_the_wandb_page_is_asked_for_with_the_recipes_tracking(started: Started) -> None:
+    _farsight("dashboards", "wandb", "--out", "page.json", "tracking.project=shop")
+    assert started == [
+        ("data.tracking.workspace:run", {"recipe": {"tracking": {"project": "shop"}}, "out": "page.json"})
+    ]
 
 
 def test_a_registry_is_listed_and_what_changes_it_is_optional(started: Started) -> None:

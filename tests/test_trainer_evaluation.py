@@ -21,6 +21,8 @@ from tests.small_world import NUM_ITEMS, item_id, write_artifact, write_dataset
 from tests.test_modeling_metrics import brute_force
 from trainer.baselines import ExternalRanking, Popularity
 from trainer.evaluation import RetrieverScorer, evaluate_cases
+from trainer.examples import COLUMNS, ExampleRetrievals
+from trainer.observers import UserMetrics
 
 KS = (1, 5, 20)
 
@@ -67,6 +69,44 @@ def test_metrics_of_a_retriever_with_tied_items_equal_brute_force(
     for name, value in sums.items():
         assert means[name] == pytest.approx(value / 40, abs=1e-9), name
     assert means["coverage@5"] == len(shown) / NUM_ITEMS
+
+
+def test_an_interval_is_the_normal_one_and_adds_up_over_parts(world: tuple[PreparedDataset, Artifact]) -> None:
+    dataset, _ = world
+    scorer, batches, users = retriever_scorer(world), cases(dataset), UserMetrics()
+    totals = evaluate_cases(scorer, batches, num_rows=NUM_ITEMS + 1, ks=(10,), remove_seen=True, observers=[users])
+    values = users.table().column("ndcg@10").to_numpy()
+    reach = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
+    assert totals.intervals()["ndcg@10_low"] == pytest.approx(max(0, values.mean() - reach))
+    assert totals.intervals()["ndcg@10_high"] == pytest.approx(values.mean() + reach)
+    resampled = [np.random.default_rng(n).choice(values, len(values)).mean() for n in range(400)]
+    assert totals.intervals()["ndcg@10_high"] == pytest.approx(np.quantile(resampled, 0.975), abs=0.2 * reach)
+    assert evaluate_cases(scorer, [], num_rows=NUM_ITEMS + 1, ks=(10,), remove_seen=True).intervals() == {}
+
+
+def test_example_retrievals_show_titles_ranks_and_hits(world: tuple[PreparedDataset, Artifact]) -> None:
+    dataset, _ = world
+    examples, users = ExampleRetrievals(3), UserMetrics()
+    evaluate_cases(
+        retriever_scorer(world),
+        cases(dataset),
+        num_rows=NUM_ITEMS + 1,
+        ks=(10,),
+        remove_seen=True,
+        observers=[examples, users],
+    )
+    first, measured = cases(dataset)[0], users.table().slice(0, 3).to_pylist()
+    rows = [dict(zip(COLUMNS, row, strict=True)) for row in examples.rows(dataset)]
+    assert [row["user"] for row in rows] == first.user_ids[:3]
+    for row, user, items, targets in zip(rows, measured, first.items, first.targets, strict=False):
+        assert row["history"] == " > ".join(f"Title {item}" for item in items[-5:])
+        assert row["targets"] == f"Title {targets[0]}"
+        assert row["hit"] == bool(user["hr@10"]) == ("(hit)" in row["answer"])
+        assert row["answer"].startswith("1. Title ")
+        if row["hit"]:
+            assert user["mrr@10"] == pytest.approx(1 / row["best_rank"])
+            assert f"{row['best_rank']}. {row['targets']} (hit)" in row["answer"]
+    assert any(row["best_rank"] for row in rows)
 
 
 def test_the_history_of_a_split_ends_where_its_targets_begin(world: tuple[PreparedDataset, Artifact]) -> None:

@@ -6,9 +6,12 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import serve.build
 import trainer.evaluate
@@ -16,14 +19,19 @@ import trainer.train
 from data.dataset import PreparedDataset
 from data.errors import DatasetError, MachineError, NonFiniteLoss, RecipeError, TrainingError
 from data.storage import MANIFEST, write_json
+from data.stream import epoch_size
+from data.tracking.jsonl import FILE_NAME as TRACKING_LINES
+from data.tracking.on_tensorboard import FOLDER as TENSORBOARD
+from data.tracking.published import Published
 from modeling.artifact import Artifact
 from modeling.settings import HashedItems
 from tests.small_world import NUM_ITEMS, write_artifact, write_dataset
-from tests.training_runs import check_complete, checkpoints, recipe, training_workers
+from tests.training_runs import EPOCHS, MAX_EVENTS, check_complete, checkpoints, recipe, training_workers
+from tests.wandb_files import offline_runs
 from trainer.checkpoints import LOOP, WEIGHTS, what_is_missing
 from trainer.settings import WorkerSettings
 from trainer.telemetry import read_figures
-from trainer.train import check_resources
+from trainer.train import RUN_FILE, check_resources
 
 
 class Killer(threading.Thread):
@@ -46,6 +54,55 @@ class Killer(threading.Thread):
             time.sleep(0.05)
 
 
+def _record(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / TRACKING_LINES).read_text().splitlines()]
+
+
+def _check_record(run_dir: Path, settings: dict[str, Any], summary: dict[str, Any]) -> None:
+    """What trackers were told of a run whose first attempt was killed: figures, examples, and what came of what."""
+    events = _record(run_dir)
+    starts = [event for event in events if event["event"] == "start"]
+    assert len({event["run_id"] for event in starts}) == 1
+    first, again, driver = starts
+    assert first["resumed_at"] is None
+    assert again["resumed_at"] < driver["resumed_at"]
+    config = first["config"]
+    assert config["train"]["epochs"] == EPOCHS
+    assert (config["cluster"]["nodes"], config["versions"]["ray"]) == (1, ray.__version__)
+    dataset = Published.of(settings["train"]["dataset"])
+    assert config["dataset"]["content_hash"] == dataset.content_hash
+    used, made = ({event["content_hash"] for event in events if event["event"] == role} for role in ("used", "made"))
+    assert (used, made) == ({dataset.content_hash}, {summary["content_hash"]})
+    figures = [event for event in events if event["event"] == "figures"]
+    assert figures[-1]["epoch"] == EPOCHS
+    targets = epoch_size(PreparedDataset.open(dataset.directory), max_events=MAX_EVENTS, rule="all").targets
+    assert figures[-1]["events_seen"] == EPOCHS * targets
+    low, mean, high = (figures[-1]["figures"][f"eval/ndcg_at_10{end}"] for end in ("_low", "", "_high"))
+    assert low <= mean <= high
+    table = [event for event in events if event["event"] == "table"][-1]
+    assert (table["name"], table["epoch"], len(table["rows"])) == ("examples", EPOCHS, 4)
+    assert all(row["answer"].startswith("1. Title ") for row in table["rows"])  # ranked by all shards
+    loop = json.loads((checkpoints(run_dir)[-1] / LOOP).read_text())
+    assert loop["state"]["run_id"] == first["run_id"]
+
+
+def _check_trackers(run_dir: Path, resumed_at: int) -> None:
+    """One W&B run over all attempts, and a TensorBoard curve in which no step stands twice."""
+    run_id = json.loads((run_dir / RUN_FILE).read_text())["run_id"]
+    attempts = offline_runs(run_dir, killed=True)
+    assert len(attempts) >= 3  # two of the workers, and one in which the artifact was added
+    assert {(run.run_id, run.resumes) for run in attempts} == {(run_id, True)}
+    rows = [row for run in attempts for row in run.history]
+    assert [row["_step"] for row in rows] == sorted({row["_step"] for row in rows})
+    assert attempts[-1].made[0].type == "artifact"
+    again = next(run for run in reversed(attempts) if run.history)
+    assert again.history[0]["global_step"] == resumed_at
+    losses = EventAccumulator(str(run_dir / TENSORBOARD)).Reload().Scalars("train/loss")
+    written = [(row["step"], row["loss"]) for row in read_figures(run_dir) if row["kind"] == "step"]
+    assert [event.step for event in losses] == [step for step, _ in written]
+    assert [event.value for event in losses] == pytest.approx([loss for _, loss in written])
+
+
 @pytest.mark.ray
 def test_a_worker_killed_with_half_the_items_is_replaced_and_validation_follows_the_protocol(
     ray_session: None, tmp_path: Path
@@ -53,10 +110,12 @@ def test_a_worker_killed_with_half_the_items_is_replaced_and_validation_follows_
     sharded = {"kind": "sharded", "optimizer": "rowwise_adagrad"}
     settings = recipe(tmp_path, engine={"zero_stage": 1, "gradient_accumulation": 2}, item_table=sharded)
     settings["evaluate"] = {"gap_seconds": 200_000, "request_time": "last_event", "ks": [10], "baselines": []}
+    settings["tracking"] |= {"to": ["jsonl"], "examples": 4}
     killer = Killer(tmp_path / "run")
     summary = trainer.train.run(settings)
     assert killer.killed is not None
     check_complete(tmp_path, summary)
+    _check_record(tmp_path / "run", settings, summary)
     dataset = settings["train"]["dataset"]
     by_protocol = trainer.evaluate.run(summary["artifact"], dataset, split="validation", recipe=settings)
     without_gap = trainer.evaluate.run(summary["artifact"], dataset, split="validation", recipe={})
@@ -73,6 +132,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped_and_a_complete_one_is_not_r
         engine={"zero_stage": 3, "precision": "bf16"},
         workers={"num_workers": 2, "threads_per_worker": 1, "max_failures": 0},
     )
+    settings["tracking"] |= {"to": ["wandb", "tensorboard"]}
     killer = Killer(tmp_path / "run", after=2)
     with pytest.raises(TrainingError, match="restarts are used up"):
         trainer.train.run(settings)
@@ -90,6 +150,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped_and_a_complete_one_is_not_r
     check_complete(tmp_path, summary)
     last_start = [row for row in read_figures(tmp_path / "run") if row["kind"] == "start"][-1]
     assert last_start["step"] == step
+    _check_trackers(tmp_path / "run", resumed_at=step)
     began = time.monotonic()
     assert trainer.train.run(settings) == summary
     assert time.monotonic() - began < 5, "a complete run was trained again"
@@ -108,8 +169,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_batch_named(ray_session
         optimizer={"learning_rate": 1e30, "warmup_steps": 0},
         workers={"num_workers": 1, "max_failures": 0},
     )
+    settings["tracking"] |= {"to": ["jsonl"]}
     with pytest.raises(NonFiniteLoss, match=r"epoch \d, batch \d+, rank 0: loss (nan|inf).*user_key"):
         trainer.train.run(settings)
+    *_, alert, end = _record(tmp_path / "run")
+    assert (alert["event"], alert["title"]) == ("alert", "The loss is not finite")
+    assert "user_key" in alert["text"]
+    assert (end["event"], end["failed"]) == ("finish", True)
 
 
 @pytest.mark.ray

@@ -34,10 +34,16 @@ class OfflineRun:
     made: list[Any] = field(default_factory=list)
 
 
-def offline_runs(directory: Path, run_id: str = "") -> list[OfflineRun]:
-    """The run files under a directory's `wandb`, oldest first."""
+def offline_runs(directory: Path, run_id: str = "", *, killed: bool = False) -> list[OfflineRun]:
+    """The run files under a directory's `wandb`, oldest first.
+
+    Args:
+        killed: whether all but the last may have been killed; otherwise their ends are waited for, since files are
+            written from behind.
+    """
     files = (directory / "wandb").glob(f"offline-run-*-{run_id}*/run-*.wandb")
-    return [_ended(file) for file in sorted(files, key=lambda file: file.parent.name)]
+    *others, last = sorted(files, key=lambda file: file.parent.name)
+    return [*(_read(file) if killed else _ended(file) for file in others), _ended(last)]
 
 
 def _ended(file: Path) -> OfflineRun:

@@ -55,7 +55,7 @@ def failure_reported(settings: TrackingSettings, run: RunFacts) -> Iterator[None
         for row in read_figures(run.directory):
             if row["kind"] == "tracking" and row["unix_time"] >= began:
                 for name, problem in row["problems"].items():
-                    logger.warning("%s: %s", name, problem)
+                    logger.warning("tracking: %s: %s", name, problem)
 
 
 def report_artifact(settings: TrackingSettings, run: RunFacts, artifact: Path) -> None:

@@ -44,7 +44,6 @@ def start_tracking(settings: TrackingSettings, run: RunFacts) -> Tracking:
     names = settings.to if step == "pipeline" or step in settings.steps else ()
     if run.step not in ("train", "pipeline"):  # other steps end before Prometheus looks
         names = tuple(name for name in names if name != "prometheus")
-    run.directory.mkdir(parents=True, exist_ok=True)
     return Tracking({name: _tracker(name, settings) for name in dict.fromkeys(names)}, run)
 
 

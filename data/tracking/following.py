@@ -90,22 +90,26 @@ class _Line:
         try:
             self._calls.put_nowait((what, call))
         except queue.Full:
-            self._note(what, f"{MAX_WAITING} calls wait for it already")
+            self._note(f"{what}: not taken ({MAX_WAITING} calls wait already)")
 
     def end(self, *, failed: bool) -> None:
         self.put("the end of the run", lambda tracker: tracker.finish(failed=failed))
         try:
             self._calls.put_nowait(None)
         except queue.Full:
-            self._note("the end of the run", f"{MAX_WAITING} calls wait for it already")
+            self._note(f"the end of the run: not taken ({MAX_WAITING} calls wait already)")
 
     def wait(self, deadline: float) -> None:
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
-            self._note("the end of the run", "it took too long and was left behind")
+            self._note("it took too long to end and was left behind; some of the last figures may be missing there")
 
     def _work(self, run: RunFacts) -> None:
-        started = self._try("the start of the run", lambda tracker: tracker.start(run))
+        def start(tracker: Tracker) -> None:
+            run.directory.mkdir(parents=True, exist_ok=True)
+            tracker.start(run)
+
+        started = self._try("the start of the run", start)
         while (waiting := self._calls.get()) is not None:
             if started:  # otherwise what it is given is dropped; another attempt of the run starts it again
                 self._try(*waiting)
@@ -114,15 +118,15 @@ class _Line:
         try:
             call(self._tracker)
         except Degraded as how:
-            self._note(what, str(how))
+            self._note(str(how))
         except Exception as error:  # a tracker is not ours, and no error of one may end a run
             logger.debug("%s did not take %s", self.name, what, exc_info=True)
-            self._note(what, f"{type(error).__name__}: {error}")
+            self._note(f"{what}: not taken ({type(error).__name__}: {error})")
             return False
         return True
 
-    def _note(self, what: str, why: str) -> None:
+    def _note(self, problem: str) -> None:
         """Say it once: a tracker that is down fails every call."""
         if self.problem is None:
-            self.problem = f"{what} was not taken ({why})"
-            logger.warning("%s: %s; training goes on, and %s is tried again", self.name, self.problem, self.name)
+            self.problem = problem
+            logger.warning("tracking: %s: %s", self.name, problem)
