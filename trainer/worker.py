@@ -101,14 +101,6 @@ def set_up_worker(config: dict[str, Any]) -> Worker:
         found.load(engine, ranks, table)
     consumed = None if found is None else found.consumed()
     ranks.all(True)  # all have read it, before a new one lets Ray delete it
-    stream = TrainingStream(
-        ray.train.get_dataset_shard("train"),
-        # Of a run that more workers began each takes more, so that a step learns from as many events as before.
-        events_per_batch=max(1, state.events_per_batch // world),
-        windows_per_buffer=train.windows_per_buffer,
-        cache_bytes=int(train.cache_gib * 2**30),
-        device=engine.device,
-    )
     worker = Worker(
         train=train,
         model=model,
@@ -118,7 +110,7 @@ def set_up_worker(config: dict[str, Any]) -> Worker:
         engine=engine,
         table=table,
         state=state,
-        stream=stream,
+        stream=_stream(train, events_per_batch=max(1, state.events_per_batch // world), device=engine.device),
         telemetry=None,
         item_hashes=item_hashes,
         consumed=consumed,
@@ -127,6 +119,19 @@ def set_up_worker(config: dict[str, Any]) -> Worker:
     )
     _start_telemetry(worker, config["run"], resumed=found is not None)
     return worker
+
+
+def _stream(train: TrainSettings, *, events_per_batch: int, device: torch.device) -> TrainingStream:
+    """This rank's windows. Of a run that more workers began each takes larger batches, so that a step learns from as
+    many events as before.
+    """
+    return TrainingStream(
+        ray.train.get_dataset_shard("train"),
+        events_per_batch=events_per_batch,
+        windows_per_buffer=train.windows_per_buffer,
+        cache_bytes=int(train.cache_gib * 2**30),
+        device=device,
+    )
 
 
 def _start_telemetry(worker: Worker, run: RunFacts, *, resumed: bool) -> None:
