@@ -123,6 +123,12 @@ CASES = [
         "70m",
         "59m",
     ),
+    Case(  # nothing in the two highest tenths, which then have no series
+        "FarsightScoreDrift",
+        {f'ray_farsight_top_scores_total{{{REPLICA}, tenth="{tenth}"}}': f"_x{MINUTES}" for tenth in (8, 9)},
+        "70m",
+        "59m",
+    ),
     Case("FarsightReleaseMixture", {RELEASE.replace("r1", "r2").replace("aa", "bb"): held(1)}, "40m", "29m"),
     Case(
         "FarsightReleaseOld",

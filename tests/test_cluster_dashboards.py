@@ -180,6 +180,8 @@ def test_the_commands_write_what_grafana_and_prometheus_start_with(tmp_path: Pat
     objects = [yaml.safe_load(file.read_text()) for file in sorted((tmp_path / "p" / "kubernetes").iterdir())]
     assert [found["kind"] for found in objects] == ["PodMonitor", "PrometheusRule"]
     assert objects[1]["spec"] == rules
+    ports = [endpoint["port"] for endpoint in objects[0]["spec"]["podMetricsEndpoints"]]
+    assert ports == ["metrics", "as-metrics", "dash-metrics", "haproxy-metrics"]
     assert "> 172800" in json.dumps(rules)
     assert "&id" not in (tmp_path / "p" / "prometheus.yml").read_text()
 

@@ -224,11 +224,13 @@ def test_a_run_waits_for_no_tracker_but_at_its_end_and_there_not_for_ever(tmp_pa
     stuck.go.set()
 
 
-def test_wandb_online_without_a_key_or_a_server_is_kept_offline_to_be_sent_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("key", ["", "a" * 40], ids=["no key", "no server"])
+def test_wandb_that_cannot_go_online_is_kept_offline_to_be_sent_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("data.tracking.on_wandb.INIT_SECONDS", 1)
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     settings = tracking_settings({"tracking": {"wandb": {"mode": "online"}}})

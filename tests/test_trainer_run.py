@@ -89,9 +89,10 @@ def _check_record(run_dir: Path, settings: dict[str, Any], summary: dict[str, An
 def _check_trackers(run_dir: Path, resumed_at: int) -> None:
     """One W&B run over all attempts, and a TensorBoard curve in which no step stands twice."""
     run_id = json.loads((run_dir / RUN_FILE).read_text())["run_id"]
-    attempts = offline_runs(run_dir, killed=True)
-    assert len(attempts) >= 3  # two of the workers, and one in which the artifact was added
+    # W&B writes every few seconds, so that of an attempt that was killed there may be nothing.
+    attempts = [run for run in offline_runs(run_dir, killed=True) if run.run_id]
     assert {(run.run_id, run.resumes) for run in attempts} == {(run_id, True)}
+    assert [run.alerts[0][0] for run in attempts if run.alerts] == ["Training failed"] * 2
     rows = [row for run in attempts for row in run.history]
     assert [row["_step"] for row in rows] == sorted({row["_step"] for row in rows})
     assert attempts[-1].made[0].type == "artifact"

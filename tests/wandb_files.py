@@ -42,8 +42,8 @@ def offline_runs(directory: Path, run_id: str = "", *, killed: bool = False) -> 
             written from behind.
     """
     files = (directory / "wandb").glob(f"offline-run-*-{run_id}*/run-*.wandb")
-    *others, last = sorted(files, key=lambda file: file.parent.name)
-    return [*(_read(file) if killed else _ended(file) for file in others), _ended(last)]
+    ordered = sorted(files, key=lambda file: file.parent.name)
+    return [_read(file) if killed and file != ordered[-1] else _ended(file) for file in ordered]
 
 
 def _ended(file: Path) -> OfflineRun:

@@ -55,27 +55,38 @@ def configuration(
 
 
 def pod_monitor(namespace: str) -> dict[str, Any]:
-    """For the Prometheus operator: all pods of KubeRay clusters, by the ports that KubeRay names."""
-    relabelings = [
+    """For the Prometheus operator: all pods of KubeRay clusters in a namespace, by the names of their ports."""
+    component = "__meta_kubernetes_pod_label_app_kubernetes_io_component"
+    cluster = [
         {"sourceLabels": ["__meta_kubernetes_pod_label_ray_io_cluster"], "targetLabel": "cluster"},
-        {"targetLabel": "job", "replacement": "ray"},
+        # Ours are named by what they are for: an upgrade of a RayService is another RayCluster, and the same endpoint.
+        {
+            "sourceLabels": ["__meta_kubernetes_namespace", component],
+            "regex": "(.+);(.+)",
+            "replacement": "${1}/${2}",
+            "targetLabel": "cluster",
+        },
     ]
-    # The autoscaler's and the dashboard's exist on the head only.
     endpoints = [
         {
             "port": port,
             "interval": f"{SCRAPE_SECONDS}s",
-            "relabelings": relabelings,
+            "relabelings": [*cluster, {"targetLabel": "job", "replacement": job}],
             "metricRelabelings": [_NOISE],
         }
-        for port in ("metrics", "as-metrics", "dash-metrics")
+        # Not every pod has all of them: the autoscaler and the dashboard run on the head, HAProxy beside replicas.
+        for port, job in (
+            ("metrics", "ray"),
+            ("as-metrics", "ray"),
+            ("dash-metrics", "ray"),
+            ("haproxy-metrics", "haproxy"),
+        )
     ]
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PodMonitor",
         "metadata": {"name": "farsight-ray", "namespace": namespace, "labels": {"release": "prometheus"}},
         "spec": {
-            "jobLabel": "ray.io/cluster",
             "selector": {"matchExpressions": [{"key": "ray.io/node-type", "operator": "Exists"}]},
             "podMetricsEndpoints": endpoints,
         },

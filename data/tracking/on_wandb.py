@@ -50,6 +50,8 @@ class Wandb:
             if mode == "offline":
                 raise
             failure = error
+            wandb.teardown()  # or the id is still taken by the run that could not start
+            wandb.setup(wandb.Settings(silent=True))
             self._run = self._init(run, "offline")
         self._rows_file = run.directory / "wandb" / f"rows-{run.run_id}"
         stored = int(self._rows_file.read_text()) if self._rows_file.is_file() else 0
