@@ -96,14 +96,6 @@ def set_up_worker(config: dict[str, Any]) -> Worker:
         found.load(engine, ranks, table)
     consumed = None if found is None else found.consumed()
     ranks.all(True)  # all have read it, before a new one lets Ray delete it
-    stream = TrainingStream(
-        ray.train.get_dataset_shard("train"),
-        # Of a run that more workers began each takes more, so that a step learns from as many events as before.
-        events_per_batch=max(1, state.events_per_batch // world),
-        windows_per_buffer=train.windows_per_buffer,
-        cache_bytes=int(train.cache_gib * 2**30),
-        device=engine.device,
-    )
     worker = Worker(
         train=train,
         model=model,
@@ -113,7 +105,7 @@ def set_up_worker(config: dict[str, Any]) -> Worker:
         engine=engine,
         table=table,
         state=state,
-        stream=stream,
+        stream=_stream(train, state, world, engine.device),
         telemetry=None,
         item_hashes=item_hashes,
         consumed=consumed,
@@ -122,6 +114,17 @@ def set_up_worker(config: dict[str, Any]) -> Worker:
     )
     _start_telemetry(worker, config["run"], resumed=found is not None)
     return worker
+
+
+def _stream(train: TrainSettings, state: LoopState, world: int, device: torch.device) -> TrainingStream:
+    return TrainingStream(
+        ray.train.get_dataset_shard("train"),
+        # Of a run that more workers began each takes more, so that a step learns from as many events as before.
+        events_per_batch=max(1, state.events_per_batch // world),
+        windows_per_buffer=train.windows_per_buffer,
+        cache_bytes=int(train.cache_gib * 2**30),
+        device=device,
+    )
 
 
 def _start_telemetry(worker: Worker, run: RunFacts, *, resumed: bool) -> None:
