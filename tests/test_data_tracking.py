@@ -168,7 +168,7 @@ class Slow:
         self.go.wait(20)
         self.calls.append(name)
         if name in self.fails_at:
-            raise ConnectionError(f"{name} was refused")
+            raise ConnectionError(f"{name} was refused by https://me:password@host/api")
 
     def start(self, run: RunFacts) -> None:
         self._called("start")
@@ -199,7 +199,9 @@ def test_a_tracker_that_fails_is_told_of_once_and_tried_again(tmp_path: Path, ca
         tracking.log({"train/loss": 1.0}, {})
     tracking.finish()
     assert failing.calls == sound.calls == ["start", "log", "log", "log", "finish"]
-    assert tracking.problems == {"failing": "figures: not taken (ConnectionError: log was refused)"}
+    assert tracking.problems == {
+        "failing": f"figures: not taken (ConnectionError: log was refused by https://{HIDDEN}@host/api)"
+    }
     assert caplog.text.count("tracking: failing: figures: not taken") == 1
 
 

@@ -213,6 +213,12 @@ def test_a_misspelt_setting_is_named(tmp_path: Path) -> None:
         trainer.train.run(settings)
 
 
+def test_tracking_inside_the_section_train_is_refused_with_its_place(tmp_path: Path) -> None:
+    settings = recipe(tmp_path, tracking={"every_steps": 5})
+    with pytest.raises(RecipeError, match=r"tracking is a section of its own: tracking\.every_steps"):
+        trainer.train.run(settings)
+
+
 def test_every_item_as_a_negative_and_a_sharded_table_exclude_each_other(tmp_path: Path) -> None:
     settings = recipe(tmp_path, item_table={"kind": "sharded"})
     settings["model"]["negatives"] = {"kind": "all"}

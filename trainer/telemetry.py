@@ -1,6 +1,5 @@
 """The figures of a run: JSON lines in the run directory, and whatever else follows it. Rank 0 only."""
 
-import importlib.util
 import json
 import os
 import resource
@@ -119,7 +118,14 @@ class StepWindow:
         }
         if torch.cuda.is_available():
             result["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-            if importlib.util.find_spec("pynvml") is not None:  # torch asks the driver through it
-                result["gpu_utilisation"] = torch.cuda.utilization() / 100
+            result |= _gpu_utilisation()
         self._begin(now)
         return result
+
+
+def _gpu_utilisation() -> dict[str, float]:
+    """As the driver says, through nvidia-ml-py; nothing where either is missing or refuses."""
+    try:
+        return {"gpu_utilisation": torch.cuda.utilization() / 100}
+    except Exception:  # of the driver's library, in many kinds, and no figure is worth a run
+        return {}

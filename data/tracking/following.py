@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from data.tracking.contract import Degraded, RunFacts, Tracker
+from data.tracking.facts import without_secrets
 from data.tracking.published import Published
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Tracking:
 
     def alert(self, title: str, text: str) -> None:
         """Tell a person that something needs them."""
+        text = without_secrets(text)
         self._all("an alert", lambda tracker: tracker.alert(title, text))
 
     def used(self, piece: Published) -> None:
@@ -128,5 +130,5 @@ class _Line:
     def _note(self, problem: str) -> None:
         """Say it once: a tracker that is down fails every call."""
         if self.problem is None:
-            self.problem = problem
-            logger.warning("tracking: %s: %s", self.name, problem)
+            self.problem = without_secrets(problem)  # libraries name the address that they could not reach
+            logger.warning("tracking: %s: %s", self.name, self.problem)
