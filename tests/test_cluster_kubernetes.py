@@ -16,6 +16,9 @@ from ray.serve.schema import ServeDeploySchema
 
 from cluster import doctor
 from data.errors import RecipeError
+from data.settings import read_section
+from data.simulate_settings import SimulateSettings
+from modeling.settings import ModelSettings
 from serve.app import APPLICATION, AppArguments, app
 from serve.haproxy import haproxy_environment
 from tests.manifests import (
@@ -35,11 +38,15 @@ from tests.manifests import (
     selects,
     unknown_keys,
 )
+from trainer.settings import TrainSettings
 
 KUBERNETES_VERSION = "1.34"
 SECRET_NAME = re.compile(r"KEY$|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
 PASSWORD_IN_URL = re.compile(r"://[^/\s\"']*:[^/\s\"']*@")
 GIB = 2**30
+
+# What the pipeline says itself.
+OF_THE_DAY = {"dataset": "of the day", "run_dir": "of the day"}
 
 pytestmark = pytest.mark.parametrize("overlay", OVERLAYS)
 
@@ -221,6 +228,14 @@ def test_jobs_and_replicas_fit_the_pods_that_are_there_for_them(overlay: str) ->
     job, spec = one(overlay, "RayJob")["spec"], one(overlay, "RayService")["spec"]["rayClusterConfig"]
     data = dict(groups(job["rayClusterSpec"]))["data"]["template"]["spec"]["containers"][0]
     assert 0 < job["entrypointNumCpus"] < cpus(data), "or the process of the job would run on the head, or nowhere"
+    recipe = yaml.safe_load(one(overlay, "ConfigMap")["data"]["nightly.yaml"])
+    workers = read_section({"train": {**recipe["train"], **OF_THE_DAY}}, "train", TrainSettings).workers
+    gpu = dict(groups(job["rayClusterSpec"])).get("gpu")
+    assert workers.use_gpu is (gpu is not None)
+    if gpu is not None:
+        [container] = gpu["template"]["spec"]["containers"]
+        assert workers.num_workers <= gpu["maxReplicas"] * int(container["resources"]["limits"]["nvidia.com/gpu"])
+        assert workers.num_workers * workers.cpus_per_worker <= gpu["maxReplicas"] * cpus(container)
     group = dict(groups(spec))["replicas"]
     replicas = AppArguments.model_validate(arguments(overlay)).serve.replicas
     per_pod = int(cpus(group["template"]["spec"]["containers"][0]) // replicas.num_cpus)
@@ -333,6 +348,9 @@ def test_every_path_of_the_shared_storage_is_below_its_mount(overlay: str) -> No
                 paths = {mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "storage"}
                 assert paths == {entry["value"]} == {"/farsight"}, name
     recipe = yaml.safe_load(one(overlay, "ConfigMap")["data"]["nightly.yaml"])
+    recipe["train"] |= OF_THE_DAY
+    for section, settings in (("simulate", SimulateSettings), ("model", ModelSettings), ("train", TrainSettings)):
+        read_section(recipe, section, settings)
     assert all(recipe["pipeline"][name].startswith("/farsight/") for name in ("dir", "log", "marker", "registry"))
     assert arguments(overlay)["release"] == recipe["pipeline"]["registry"], "or the endpoint serves other releases"
     mounts = {
