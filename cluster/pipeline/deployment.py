@@ -38,9 +38,11 @@ def deploy(release: str, address: str, serve: Recipe, folder: Path) -> None:
             f"{release}: not deployed at {address} after {_TIMEOUT_SECONDS} s; it is in the registry: look there with "
             "farsight releases, then run the same command again"
         ) from None
-    if ran.returncode:
-        said = ran.stderr.strip().splitlines() or ["no message"]
+    # With --json what is deployed is all that is on standard output, whatever else befalls the process at its end.
+    if not ran.stdout.strip():
+        lines = ran.stderr.strip().splitlines()
+        said = next((line for line in reversed(lines) if line.startswith("error: ")), "\n".join(lines[-20:]))
         raise EndpointError(
-            f"{release}: not deployed at {address} (exit code {ran.returncode}: {said[-1]}); it is in the registry, "
+            f"{release}: not deployed at {address} (exit code {ran.returncode}: {said}); it is in the registry, "
             "and the release before goes on answering: mend the cause and run the same command again"
         )
