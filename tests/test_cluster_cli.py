@@ -43,7 +43,6 @@ SUBCOMMANDS = [
     "seed-histories",
     "retrieve",
 ]
-<<<<<<< HEAD
 SUBCOMMANDS += ["pipeline", "benchmark", "submit", "jobs", "dashboards", "doctor"]
 GROUPS = {
     "pipeline": ["run", "status"],
@@ -51,11 +50,6 @@ GROUPS = {
     "dashboards": ["grafana", "prometheus", "check", "wandb"],
 }
 NESTED = [f"{group} {name}" for group, names in GROUPS.items() for name in names]
-=======
-SUBCOMMANDS += ["benchmark", "dashboards", "doctor"]
-# Of groups: the words behind `farsight`.
-NESTED = ["dashboards grafana", "dashboards prometheus", "dashboards check", "dashboards wandb"]
->>>>>>> 2d8ca7fbc7eeeb5eba7451211a85c4176a37818e
 Started = list[tuple[str, dict[str, Any]]]
 
 
@@ -76,11 +70,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
     return calls
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("name", [name for name in [*SUBCOMMANDS, *NESTED] if name not in GROUPS])
-=======
-@pytest.mark.parametrize("name", [*SUBCOMMANDS, *NESTED])
->>>>>>> 2d8ca7fbc7eeeb5eba7451211a85c4176a37818e
 def test_every_subcommand_has_help_with_an_example(name: str) -> None:
     result = _farsight(*name.split(), "--help")
     assert result.exit_code == 0
@@ -113,11 +103,7 @@ def test_help_is_quick_and_loads_neither_torch_nor_ray() -> None:
 
 def test_entry_points_are_where_the_command_line_looks_for_them() -> None:
     entries = [value for name, value in vars(floors).items() if name.isupper()]
-<<<<<<< HEAD
     assert len(entries) == 34
-=======
-    assert len(entries) == 25
->>>>>>> 2d8ca7fbc7eeeb5eba7451211a85c4176a37818e
     for entry in entries:
         module, _, function = entry.partition(":")
         text = (ROOT / (module.replace(".", "/") + ".py")).read_text() if not module.startswith("ray") else ""
