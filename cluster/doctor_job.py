@@ -1,6 +1,7 @@
 """`farsight doctor --cluster` from outside a cluster: the same check, as a job on it."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
@@ -35,6 +36,7 @@ def run(
     Raises:
         ClusterError: the cluster cannot be reached, or the job gave no report.
     """
+    storage = None if storage is None else str(Path(storage).absolute())
     options = {"storage": storage, "dataset": dataset, "max_skew": max_skew, "seconds": seconds}
     if address is None or "://" not in address:
         return cluster_doctor.run(address, storage=storage, dataset=dataset, max_skew=max_skew, seconds=seconds)
