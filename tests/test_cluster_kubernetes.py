@@ -1,6 +1,7 @@
 """The Kubernetes manifests: what KubeRay and Kubernetes would refuse or drop, and what they would let through."""
 
 import copy
+import json
 import os
 import re
 import subprocess
@@ -384,18 +385,25 @@ def test_gpu_workers_are_on_spot_and_heads_are_not(overlay: str) -> None:
         assert all(group["minReplicas"] == 0 for group in spec["workerGroupSpecs"] if kind != "RayService"), kind
 
 
-def test_a_night_that_is_held_back_tells_the_endpoint_nothing(overlay: str, tmp_path: Path) -> None:
-    script = one(overlay, "ConfigMap")["data"]["nightly.sh"]
-    (tmp_path / "nightly.sh").write_text(script)
-    called = tmp_path / "called"
+def test_the_endpoint_is_told_of_a_release_that_it_never_had_and_of_no_other(overlay: str, tmp_path: Path) -> None:
+    (tmp_path / "nightly.sh").write_text(one(overlay, "ConfigMap")["data"]["nightly.sh"])
+    called, releases = tmp_path / "called", tmp_path / "releases.json"
     for program in ("farsight", "ray", "getent"):
         stand_in = tmp_path / "bin" / program
         stand_in.parent.mkdir(exist_ok=True)
-        stand_in.write_text(f'#!/bin/sh\necho {program} "$@" >> {called}\nexit "${{{program.upper()}_EXITS:-0}}"\n')
+        stand_in.write_text(
+            f'#!/bin/sh\n[ "$1" = releases ] && exec cat {releases}\necho {program} "$@" >> {called}\n'
+            f'exit "${{{program.upper()}_EXITS:-0}}"\n'
+        )
         stand_in.chmod(0o755)
 
-    def night(**exits: str) -> tuple[int, list[str]]:
+    def night(deployed: float | None = None, **exits: str) -> tuple[int, list[str]]:
         called.write_text("")
+        listed = [
+            {"release_id": "new", "names": ["latest"], "added": 2.0, "deployed": deployed},
+            {"release_id": "old", "names": ["current"], "added": 1.0, "deployed": 1.5},
+        ]
+        releases.write_text(json.dumps({"registry": "r", "added": None, "removed": [], "releases": listed}))
         path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
         environment = {"PATH": path, "FARSIGHT_STORAGE": "/farsight", **exits}
         ran = subprocess.run(["bash", str(tmp_path / "nightly.sh")], env=environment, check=False, capture_output=True)
@@ -404,12 +412,13 @@ def test_a_night_that_is_held_back_tells_the_endpoint_nothing(overlay: str, tmp_
     pipeline, look, deploy = (
         f"farsight pipeline run {tmp_path}/nightly.yaml",
         "getent hosts farsight-endpoint-head-svc",
-        "ray job submit --address http://farsight-endpoint-head-svc:8265 -- farsight deploy /farsight/releases/latest",
+        "ray job submit --address http://farsight-endpoint-head-svc:8265 -- farsight deploy /farsight/releases/new",
     )
     assert night() == (0, [pipeline, look, deploy])
-    assert night(FARSIGHT_EXITS="8") == (8, [pipeline])
-    assert night(GETENT_EXITS="2") == (0, [pipeline, look])
-    assert night(RAY_EXITS="1") == (1, [pipeline, look, deploy])
+    assert night(FARSIGHT_EXITS="8") == (8, [pipeline]), "held back"
+    assert night(deployed=1.7) == (0, [pipeline]), "taken back"
+    assert night(GETENT_EXITS="2") == (0, [pipeline, look]), "no endpoint yet"
+    assert night(RAY_EXITS="1") == (1, [pipeline, look, deploy]), "not deployed"
 
 
 def test_the_overlays_are_the_ones_that_are_tested(overlay: str) -> None:

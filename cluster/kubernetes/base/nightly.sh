@@ -8,9 +8,19 @@ endpoint=${FARSIGHT_ENDPOINT:-farsight-endpoint-head-svc}
 # Ends with 8 where the gate holds a day back: then this job fails, and the endpoint keeps what it has.
 farsight pipeline run "$here/nightly.yaml"
 
-# The endpoint is another cluster, with the same token, so the command runs there. The same release again changes nothing.
-if getent hosts "$endpoint" > /dev/null; then
-    ray job submit --address "http://$endpoint:8265" -- farsight deploy "$registry/latest"
+# A release that was deployed once and is not in use was taken back by somebody, and stays so.
+waiting=$(farsight releases "$registry" --json | python3 -c '
+import json, sys
+
+for release in json.load(sys.stdin)["releases"]:
+    if "latest" in release["names"] and release["deployed"] is None:
+        print(release["release_id"])
+')
+if [[ -z $waiting ]]; then
+    echo "no new release in $registry" >&2
+elif getent hosts "$endpoint" > /dev/null; then
+    # The endpoint is another cluster, with the same token, so the command runs there.
+    ray job submit --address "http://$endpoint:8265" -- farsight deploy "$registry/$waiting"
 else
-    echo "no endpoint $endpoint yet: the release waits in $registry" >&2
+    echo "no endpoint $endpoint yet: release $waiting waits in $registry" >&2
 fi
