@@ -124,7 +124,7 @@ def _save_inside_epoch(worker: Worker, events: int) -> None:
     state = replace(worker.state, events=worker.state.events + int(worker.ranks.sum(torch.tensor(events))))
     began = time.perf_counter()
     report_checkpoint(worker.engine, plain_weights(worker.engine), state, worker.ranks, {}, worker.table, position=own)
-    worker.saved(time.perf_counter() - began)
+    worker.saved(time.perf_counter() - began, worker.events_seen(events))
 
 
 def _aligned(batches: Iterator[Batch], worker: Worker) -> Iterator[tuple[Batch, float]]:

@@ -44,7 +44,7 @@ def validate_and_save(worker: Worker) -> None:
             worker.telemetry.tracking.table(TABLE, COLUMNS, examples.rows(worker.dataset), axes)
     began = time.perf_counter()
     report_checkpoint(worker.engine, weights, state, ranks, metrics, worker.table)
-    worker.saved(time.perf_counter() - began)
+    worker.saved(time.perf_counter() - began, seen)
 
 
 def _validate(worker: Worker, weights: Mapping[str, torch.Tensor], examples: ExampleRetrievals) -> Totals:

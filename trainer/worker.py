@@ -57,10 +57,11 @@ class Worker:
         """
         return self.state.epoch * self.targets_per_epoch + self.state.events + int(self.ranks.sum(torch.tensor(own)))
 
-    def saved(self, seconds: float) -> None:
+    def saved(self, seconds: float, events_seen: int) -> None:
         """Report that a checkpoint was saved, in so many seconds."""
         if self.telemetry is not None:
-            self.telemetry.write("checkpoint", self.state.step, epoch=self.state.epoch, seconds=seconds)
+            state = self.state
+            self.telemetry.write("checkpoint", state.step, epoch=state.epoch, events_seen=events_seen, seconds=seconds)
 
 
 def set_up_worker(config: dict[str, Any]) -> Worker:
