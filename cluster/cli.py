@@ -201,7 +201,7 @@ for of_clusters in JOBS:
 @click.option("--storage", metavar="DIR", help="Directory that all nodes share.")
 @click.option("--dataset", metavar="DIR", help="Prepared dataset to stream; a tiny one is made by default.")
 @click.option("--max-skew", default=1.0, show_default=True, help="Seconds that the nodes' clocks may differ.")
-@click.option("--seconds", default=60.0, show_default=True, help="Time limit of each step of a cluster's check.")
+@click.option("--seconds", default=120.0, show_default=True, help="Time limit of each step of a cluster's check.")
 @command
 def doctor(path: str, of_cluster: bool, **chosen: Any) -> None:
     """Check this machine: versions, accelerator, storage at PATH, and that the packages are this tree's.

@@ -50,9 +50,11 @@ def run(
         gpus = [node.gpus for node in nodes]
         checks += [*_versions(nodes), packages_row(nodes, source_hash()), accelerators_row(nodes)]
         checks.append(clock_row(_clocks(nodes), max_skew))
-        checks += _storage(nodes, storage)
+        stored = _storage(nodes, storage, seconds)
+        checks.append(stored)
         checks.append(_all_reduce(nodes, seconds, free_gpus=_free_gpus(), gpus=gpus))
-        checks.append(_first_batch(nodes, storage, dataset, seconds))
+        shared = storage if stored.state != "broken" else None
+        checks.append(_first_batch(nodes, shared, dataset, seconds))
     said = [{"id": node.id, "address": node.address, "head": node.is_head, **node.facts} for node in nodes]
     for node in nodes:
         ray.kill(node.probe)
@@ -145,29 +147,27 @@ def _clocks(nodes: Sequence[Node]) -> list[Clock]:
     ]
 
 
-def _storage(nodes: Sequence[Node], storage: str | None) -> Iterator[Check]:
+def _storage(nodes: Sequence[Node], storage: str | None, seconds: float) -> Check:
     """Every node writes, and reads what the others wrote."""
     import ray
 
     if storage is None:
-        remedy = "" if len(nodes) == 1 else "name the directory that all nodes share: --storage DIR"
-        yield Check("storage", "note", "not asked", remedy)
-        return
-    folder = Path(storage, f".farsight-doctor-{uuid.uuid4().hex[:8]}")
+        return Check("storage", "note", "not asked", "name the directory that all nodes share: --storage DIR")
+    folder = str(Path(storage, f".farsight-doctor-{uuid.uuid4().hex[:8]}"))
+    head, names = nodes[0].probe, [node.id for node in nodes]
     try:
-        folder.mkdir()
-    except OSError as error:
-        remedy = "give a directory that exists on every node and that its user may write to"
-        yield Check("storage", "broken", f"{storage}: {error.strerror}", remedy)
-        return
-    try:
-        names = [node.id for node in nodes]
-        wrote = ray.get([node.probe.leave_mark.remote(str(folder), node.id) for node in nodes])
-        missing = ray.get([node.probe.missing_marks.remote(str(folder), names) for node in nodes])
-        free = ray.get([node.probe.free_bytes.remote(storage) for node in nodes])
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    yield storage_row(storage, nodes, wrote, missing, min(free))
+        problem = ray.get(head.make_folder.remote(folder), timeout=seconds)
+        if problem is not None:
+            remedy = "give a directory that exists on every node and that its user may write to"
+            return Check("storage", "broken", problem, remedy)
+        wrote = ray.get([node.probe.leave_mark.remote(folder, node.id) for node in nodes], timeout=seconds)
+        missing = ray.get([node.probe.missing_marks.remote(folder, names) for node in nodes], timeout=seconds)
+        free = ray.get([node.probe.free_bytes.remote(storage) for node in nodes], timeout=seconds)
+        ray.get(head.remove_folder.remote(folder), timeout=seconds)
+    except ray.exceptions.GetTimeoutError:
+        remedy = "a mount that hangs: look at its server, and mount it again on the nodes"
+        return Check("storage", "broken", f"{storage}: no answer in {seconds:g} s", remedy)
+    return storage_row(storage, nodes, wrote, missing, min(free))
 
 
 def _all_reduce(nodes: Sequence[Node], seconds: float, *, free_gpus: int, gpus: Sequence[int]) -> Check:
@@ -193,7 +193,7 @@ def _all_reduce(nodes: Sequence[Node], seconds: float, *, free_gpus: int, gpus: 
 def _first_batch(nodes: Sequence[Node], storage: str | None, dataset: str | None, seconds: float) -> Check:
     """How long a worker waits for data, from a dataset in the storage that all see."""
     if dataset is None and storage is None:
-        return Check("first batch", "note", "not asked", "give --storage DIR, or a prepared --dataset DIR")
+        return Check("first batch", "note", "not asked", "give a sound --storage DIR, or a prepared --dataset DIR")
     asked = [{"id": node.id} for node in nodes]
     try:
         with _dataset(storage, dataset) as place:

@@ -8,7 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,15 +35,15 @@ class RayCluster:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def farsight(self, *words: str, **environment: str) -> "subprocess.Popen[str]":
+    def farsight(self, *words: str, folder: Path | None = None, **environment: str) -> "subprocess.Popen[str]":
         """Start a farsight command that knows the token."""
-        return self.shell([sys.executable, "-m", "cluster.cli", *words], **environment)
+        return self.shell([sys.executable, "-m", "cluster.cli", *words], folder=folder, **environment)
 
-    def shell(self, command: list[str], **environment: str) -> "subprocess.Popen[str]":
-        """Start a command that knows the token, the packages and nothing of another Ray."""
+    def shell(self, command: list[str], *, folder: Path | None = None, **environment: str) -> "subprocess.Popen[str]":
+        """Start a command that knows the token, the packages and nothing of another Ray; in the storage by default."""
         known = {**self.environment, "PYTHONPATH": str(ROOT), **environment}
         return subprocess.Popen(
-            command, cwd=self.storage, env=known, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, cwd=folder or self.storage, env=known, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
     def jobs(self) -> list[dict[str, Any]]:
@@ -108,10 +108,10 @@ def _node(options: str, environment: dict[str, str], log: Path) -> Iterator[None
             time.sleep(0.1)
         yield
     finally:
-        tree = [*started.children(recursive=True), started]
+        tree: list[psutil.Process] = [started]
+        with suppress(psutil.NoSuchProcess):  # it died by itself; the assertion above says why
+            tree += started.children(recursive=True)
         for process in tree:
-            try:
+            with suppress(psutil.NoSuchProcess):
                 process.kill()
-            except psutil.NoSuchProcess:
-                continue
         psutil.wait_procs(tree, timeout=10)
