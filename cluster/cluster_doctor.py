@@ -50,7 +50,7 @@ def run(
         gpus = [node.gpus for node in nodes]
         checks += [*_versions(nodes), packages_row(nodes, source_hash()), accelerators_row(nodes)]
         checks.append(clock_row(_clocks(nodes), max_skew))
-        stored = _storage(nodes, storage)
+        stored = _storage(nodes, storage, seconds)
         checks.append(stored)
         checks.append(_all_reduce(nodes, seconds, free_gpus=_free_gpus(), gpus=gpus))
         shared = storage if stored.state != "broken" else None
@@ -147,25 +147,26 @@ def _clocks(nodes: Sequence[Node]) -> list[Clock]:
     ]
 
 
-def _storage(nodes: Sequence[Node], storage: str | None) -> Check:
+def _storage(nodes: Sequence[Node], storage: str | None, seconds: float) -> Check:
     """Every node writes, and reads what the others wrote."""
     import ray
 
     if storage is None:
         return Check("storage", "note", "not asked", "name the directory that all nodes share: --storage DIR")
-    folder = Path(storage, f".farsight-doctor-{uuid.uuid4().hex[:8]}")
+    folder = str(Path(storage, f".farsight-doctor-{uuid.uuid4().hex[:8]}"))
+    head, names = nodes[0].probe, [node.id for node in nodes]
     try:
-        folder.mkdir()
-    except OSError as error:
-        remedy = "give a directory that exists on every node and that its user may write to"
-        return Check("storage", "broken", f"{storage}: {error.strerror}", remedy)
-    try:
-        names = [node.id for node in nodes]
-        wrote = ray.get([node.probe.leave_mark.remote(str(folder), node.id) for node in nodes])
-        missing = ray.get([node.probe.missing_marks.remote(str(folder), names) for node in nodes])
-        free = ray.get([node.probe.free_bytes.remote(storage) for node in nodes])
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        problem = ray.get(head.make_folder.remote(folder), timeout=seconds)
+        if problem is not None:
+            remedy = "give a directory that exists on every node and that its user may write to"
+            return Check("storage", "broken", problem, remedy)
+        wrote = ray.get([node.probe.leave_mark.remote(folder, node.id) for node in nodes], timeout=seconds)
+        missing = ray.get([node.probe.missing_marks.remote(folder, names) for node in nodes], timeout=seconds)
+        free = ray.get([node.probe.free_bytes.remote(storage) for node in nodes], timeout=seconds)
+        ray.get(head.remove_folder.remote(folder), timeout=seconds)
+    except ray.exceptions.GetTimeoutError:
+        remedy = "a mount that hangs: look at its server, and mount it again on the nodes"
+        return Check("storage", "broken", f"{storage}: no answer in {seconds:g} s", remedy)
     return storage_row(storage, nodes, wrote, missing, min(free))
 
 

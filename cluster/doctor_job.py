@@ -1,6 +1,7 @@
 """`farsight doctor --cluster` from outside a cluster: the same check, as a job on it."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def run(
     """Check a cluster: by joining it, or, where the address is that of a dashboard, by a job that does.
 
     Args:
+        address: None: by Ray's environment variables, or the cluster on this machine.
         profile_name: profile whose environment variables and secrets the job gets.
 
     Returns:
@@ -38,14 +40,15 @@ def run(
     """
     storage = None if storage is None else str(Path(storage).absolute())
     options = {"storage": storage, "dataset": dataset, "max_skew": max_skew, "seconds": seconds}
-    if address is None or "://" not in address:
+    stated = address or os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_API_SERVER_ADDRESS")
+    if stated is None or "://" not in stated:
         return cluster_doctor.run(address, storage=storage, dataset=dataset, max_skew=max_skew, seconds=seconds)
     profile = Profile() if profile_name is None else read_profile(profile_name)
     shipment = plan_shipment(None)
     check_shipment(shipment)
     words = [word for name, value in options.items() if value is not None for word in _option(name, value)]
     job = Job(
-        address=dashboard_url(address),
+        address=dashboard_url(stated),
         entrypoint=(*PROGRAM, "doctor", "--cluster", "--json", *words),
         shipment=shipment,
         env=profile.env,
@@ -55,7 +58,11 @@ def run(
     jobs = Jobs(job.address)
     submission_id = jobs.submit(job.request())
     log: list[str] = []
-    found = jobs.follow(submission_id, log.append)
+    try:
+        found = jobs.follow(submission_id, log.append)
+    except KeyboardInterrupt:
+        jobs.stop(submission_id)
+        raise
     report = report_in("".join(log))
     if report is None:
         for line in "".join(log).splitlines()[-TAIL_LINES:]:

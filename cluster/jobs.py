@@ -133,7 +133,7 @@ class Jobs:
         Raises:
             ClusterError: no such job, or the cluster was out of reach for minutes.
         """
-        self._wait_for_start(submission_id)
+        self.job(submission_id)  # an unknown one is no lost connection
         written, lost_since = 0, None
 
         def hand_on(text: str) -> None:
@@ -143,6 +143,7 @@ class Jobs:
 
         while True:
             try:
+                self._wait_for_start(submission_id)
                 asyncio.run(self._tail(submission_id, written, hand_on))
                 found = self.job(submission_id)
                 if found["ended"]:

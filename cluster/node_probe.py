@@ -42,6 +42,18 @@ class NodeProbe:
         """This node's clock, seconds UTC."""
         return time.time()
 
+    def make_folder(self, folder: str) -> str | None:
+        """Make a directory whose parent stands; returns what went wrong, if anything."""
+        try:
+            Path(folder).mkdir()
+        except OSError as error:
+            return f"{Path(folder).parent}: {error.strerror}"
+        return None
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove a directory with all that is in it."""
+        shutil.rmtree(folder, ignore_errors=True)
+
     def leave_mark(self, folder: str, name: str) -> str | None:
         """Write a file for the other nodes, as every published directory is; returns what went wrong, if anything."""
         try:

@@ -59,9 +59,9 @@ def run(
     jobs = Jobs(job.address)
     if (known := _handed_in_before(jobs, job)) is None:
         known = jobs.submit(request)
+        click.echo(f"job {known} is handed in", err=True)
     if no_wait:
         return line, {"submission_id": known, "address": job.address}, 0
-    click.echo(f"job {known} is handed in", err=True)
     found, status = follow_job(jobs, known)
     return line, found, status
 
@@ -111,5 +111,5 @@ def _handed_in_before(jobs: Jobs, job: Job) -> str | None:
             f"--submission-id {job.submission_id}: its job {found['status'].lower()}, and Ray runs an id once; choose "
             "another id (training goes on from its last checkpoint all the same)"
         )
-    click.echo(f"job {job.submission_id} was handed in before ({found['status'].lower()}); following it", err=True)
+    click.echo(f"job {job.submission_id} was handed in before and is {found['status'].lower()}", err=True)
     return str(found["submission_id"])

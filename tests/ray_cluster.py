@@ -8,7 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,10 +108,10 @@ def _node(options: str, environment: dict[str, str], log: Path) -> Iterator[None
             time.sleep(0.1)
         yield
     finally:
-        tree = [*started.children(recursive=True), started]
+        tree: list[psutil.Process] = [started]
+        with suppress(psutil.NoSuchProcess):  # it died by itself; the assertion above says why
+            tree += started.children(recursive=True)
         for process in tree:
-            try:
+            with suppress(psutil.NoSuchProcess):
                 process.kill()
-            except psutil.NoSuchProcess:
-                continue
         psutil.wait_procs(tree, timeout=10)
