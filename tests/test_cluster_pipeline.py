@@ -29,6 +29,7 @@ from cluster.pipeline.settings import PipelineSettings
 from cluster.pipeline.state import PLACES, Day
 from cluster.pipeline.steps import InUse, Task, promote
 from data.errors import EndpointError
+from data.storage import write_json
 from serve.app import run as serve
 from serve.build import run as build_release
 from serve.registry import Registry
@@ -68,6 +69,10 @@ def document(result: Result) -> dict[str, Any]:
     return dict(json.loads(result.stdout[result.stdout.index("{\n") :]))
 
 
+WAIVED = [f"pipeline.gate.{limit}" for limit in ("max_accuracy_drop=2", "above_popularity=false")]
+WAIVED += ["pipeline.gate.min_coverage_share=0", "pipeline.keep_releases=1"]
+
+
 @dataclass
 class Nights:
     """What happened, by name."""
@@ -95,6 +100,11 @@ class Nights:
         """When each step of a day began, of those that have."""
         steps = (self.folder / "pipeline" / day / "steps").glob("*.json")
         return {step.stem: json.loads(step.read_text())["began"] for step in steps}
+
+
+def same(report: dict[str, Any]) -> dict[str, Any]:
+    """What does not depend on when it was done."""
+    return {name: value for name, value in report.items() if name not in ("seconds", "steps")}
 
 
 def bad_logs(logs: Path, out: Path) -> dict[str, Path]:
@@ -133,6 +143,14 @@ def killed_in_training(folder: Path) -> None:
         process.send_signal(signal.SIGKILL)
 
 
+def cut_off_in_promotion(day: Path) -> None:
+    """Leave a day as if its run had died after the release was added to the registry, before that was noted."""
+    (day / "report.json").unlink()
+    promote = json.loads((day / "steps" / "promote.json").read_text())
+    del promote["result"]
+    write_json(day / "steps" / "promote.json", {**promote, "state": "begun"})
+
+
 @pytest.fixture(scope="module")
 def nights(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Nights:
     nights = Nights(folder := tmp_path_factory.mktemp("nights"))
@@ -154,15 +172,22 @@ def nights(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Night
             nights.run(name, "--day", SECOND, "--log", str(log))
             nights.noted[name] = nights.status()
         nights.run("second", "--day", SECOND)
+        nights.noted["before it was cut off"] = nights.began(SECOND)
+        cut_off_in_promotion(folder / "pipeline" / SECOND)
+        nights.run("second resumed")
+        nights.noted["after it was cut off"] = nights.began(SECOND)
 
         Path("all", THIRD).rename(Path("logs", THIRD))
         nights.noted["before the third"] = nights.status()
         nights.run("third", GARBAGE)
-        before = nights.began(THIRD)
+        nights.noted["third"] = nights.began(THIRD)
         nights.run("third again", "--day", THIRD, GARBAGE)
-        assert nights.began(THIRD) == before
+        nights.noted["third again"] = nights.began(THIRD)
         nights.run("nothing")
         nights.noted["end"] = nights.status()
+        nights.run("third waived", "--day", THIRD, GARBAGE, *WAIVED)
+        nights.noted["after the waiver"] = nights.began(THIRD)
+        nights.noted["shown"] = CliRunner().invoke(cli, ["pipeline", "status", "nightly.yaml"]).stdout
     return nights
 
 
@@ -215,6 +240,25 @@ def test_a_mended_day_goes_on_from_the_release_in_use_and_follows_it(nights: Nig
 
 
 @pytest.mark.ray
+def test_a_promotion_that_was_cut_off_is_ended_and_not_judged_beside_itself(nights: Nights) -> None:
+    before, after = nights.noted["before it was cut off"], nights.noted["after it was cut off"]
+    assert {name for name in PLACES if before[name] != after[name]} <= {"promote"}
+    whole, resumed = nights.report("second"), nights.report("second resumed")
+    assert same(whole) == same(resumed)
+    assert resumed["in_use"] == nights.report("first")["candidate"]
+
+
+@pytest.mark.ray
+def test_another_limit_is_another_verdict_and_nothing_is_measured_again(nights: Nights) -> None:
+    report = nights.report("third waived")
+    assert report["outcome"] == "promoted"
+    assert report["candidate"] == nights.report("third")["candidate"]
+    assert sorted(report["removed"]) == sorted(nights.report(name)["candidate"] for name in ("first", "second"))
+    after = nights.noted["after the waiver"]
+    assert {name: after[name] for name in nights.noted["third"]} == nights.noted["third"]
+
+
+@pytest.mark.ray
 def test_a_candidate_that_has_learned_nothing_does_not_follow_the_release_in_use(nights: Nights) -> None:
     report, end = nights.report("third"), nights.noted["end"]
     assert nights.results["third"].exit_code == 8
@@ -234,14 +278,29 @@ def test_a_candidate_that_has_learned_nothing_does_not_follow_the_release_in_use
 def test_what_is_finished_is_not_done_again(nights: Nights) -> None:
     again = nights.report("third again")
     assert nights.results["third again"].exit_code == 8
-    timings = ("seconds",)
-    assert {name: value for name, value in again.items() if name not in timings} == {
-        name: value for name, value in nights.report("third").items() if name not in timings
-    }
+    assert same(again) == same(nights.report("third"))
+    assert nights.noted["third"] == nights.noted["third again"]
     assert nights.results["nothing"].exit_code == 0
     assert document(nights.results["nothing"])["days"] == []
     assert [day["state"] for day in nights.noted["end"]["days"]] == ["held", "promoted", "promoted"]
     assert nights.noted["end"]["waiting"] == []
+
+
+@pytest.mark.ray
+def test_status_is_a_table_of_days_and_one_of_steps(nights: Nights) -> None:
+    shown, report = nights.noted["shown"], nights.report("second")
+    lines = shown[shown.index("in use: ") :].splitlines()
+    assert lines[:3] == [
+        f"in use: {nights.report('third waived')['candidate']} (releases)",
+        "running: no",
+        "waiting: no day",
+    ]
+    [second] = [line for line in lines if f"│ {SECOND} │" in line]
+    change = report["accuracy"]["change"]
+    parts = ("promoted", f"{report['data']['events']:,}", f"{change['mean']:+.1%} (", report["candidate"])
+    assert all(part in second for part in parts)
+    steps = lines[next(number for number, line in enumerate(lines) if line == f"Steps of {THIRD}") :]
+    assert [line.split()[1] for line in steps if "│ done" in line] == list(PLACES)
 
 
 @pytest.mark.ray
@@ -250,8 +309,9 @@ def test_every_verdict_is_told_to_who_asked(nights: Nights) -> None:
     assert [(report["day"], report["outcome"]) for report in told] == [
         (FIRST, "promoted"),
         *[(SECOND, "held")] * 4,
-        (SECOND, "promoted"),
+        *[(SECOND, "promoted")] * 2,
         *[(THIRD, "held")] * 2,
+        (THIRD, "promoted"),
     ]
 
 

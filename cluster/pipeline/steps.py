@@ -148,7 +148,7 @@ def train(task: Task) -> Result:
         "train": learned,
         "model": task.section("model"),
         "evaluate": task.section("evaluate"),
-        "start_from": start and start.release_id,
+        "start_from": start.release_id if start else section.get("start_from"),
     }
     places = {"dataset": str(task.day.place("ingest")), "run_dir": str(task.day.place("train"))}
 
