@@ -34,8 +34,8 @@ SECTIONS_OF = {
     "deploy": {"serve": "serve.settings:ServeSettings"},
     "predict": {"predict": "serve.predict_settings:PredictSettings"},
     "seed-histories": {"serve": "serve.settings:ServeSettings"},
-    # A night reads every section of its recipe, and checks each before anything runs.
-    "pipeline": {"pipeline": "cluster.pipeline.settings:PipelineSettings"},
+    # A night completes the section `train` for each day, and so checks it itself.
+    "pipeline": {"pipeline": "cluster.pipeline.settings:PipelineSettings", "train": "", **TRACKING},
 }
 # What starts the command there: the shipped tree comes first on the path, an installed wheel otherwise.
 PROGRAM = ("python", "-m", "cluster.cli")
@@ -134,7 +134,8 @@ def command_words(
     settings = [*profile.overrides(tuple(sections)), *own] if name is not None or sections else own
     recipe = read_recipe(name, settings)
     for section, kind in sections.items():
-        _check(recipe, section, kind, required=command[0] == section)
+        if kind:
+            _check(recipe, section, kind, required=command[0] == section)
     recipe_word = [] if shipment.recipe is None else [shipment.recipe]
     return (*PROGRAM, "--storage", storage, *command, *recipe_word, *settings)
 

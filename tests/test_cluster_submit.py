@@ -51,7 +51,8 @@ def test_what_shipped_profiles_lay_over_a_recipe_is_valid(name: str) -> None:
     gpus = {"laptop": 0, "1xgpu": 1, "8xgpu": 8, "2x8gpu": 16}[name]
     assert train.workers.use_gpu == bool(gpus)
     assert train.workers.num_workers == (gpus or 2)  # the recipe's own two
-    for section, kind in {key: value for each in SECTIONS_OF.values() for key, value in each.items()}.items():
+    kinds = {key: value for each in SECTIONS_OF.values() for key, value in each.items() if value and key != "pipeline"}
+    for section, kind in kinds.items():
         module, _, found = kind.partition(":")
         read_section(recipe, section, getattr(importlib.import_module(module), found))
 
