@@ -43,6 +43,7 @@ def run(
     """
     import ray
 
+    floors.load(floors.ALL_REDUCE)  # torch, before Ray is joined
     _join(address)
     nodes, silent = _nodes(seconds)
     checks = [*silent]

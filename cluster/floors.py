@@ -4,6 +4,7 @@ So `farsight --help` loads neither torch nor ray, and this package depends on no
 """
 
 import importlib
+from collections.abc import Callable
 from typing import Any, Literal
 
 SIMULATE = "data.simulate:run"
@@ -44,9 +45,17 @@ PIPELINE_STATUS = "cluster.pipeline.status:run"
 
 def start(entry: str, /, **arguments: Any) -> dict[str, Any]:
     """Import `module:function` and call it; what our floors return is the mapping that `--json` prints."""
-    module, _, function = entry.partition(":")
-    result: dict[str, Any] = getattr(importlib.import_module(module), function)(**arguments)
+    result: dict[str, Any] = load(entry)(**arguments)
     return result
+
+
+def load(entry: str) -> Callable[..., Any]:
+    """Import `module:function`. `start` does it where it calls; beforehand it is for a process that joins Ray itself:
+    torch that is imported after that now and then ends the process ("oneMKL FATAL ERROR: Cannot load").
+    """
+    module, _, function = entry.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return found
 
 
 def tracked(

@@ -147,6 +147,7 @@ class Jobs:
                 asyncio.run(self._tail(submission_id, written, hand_on))
                 found = self.job(submission_id)
                 if found["ended"]:
+                    hand_on(self.logs(submission_id)[written:])  # a connection that was closed may have ended too early
                     return found
                 lost_since = None
             except ClusterError as error:
