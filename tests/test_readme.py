@@ -21,13 +21,14 @@ from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(bash|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"farsight ([a-z-]+)")
 
 
-def _commands(kind: str) -> Iterator[str]:
+def _commands(kind: str, page: str = README) -> Iterator[str]:
     """The commands of all blocks of a kind; a here-document belongs to the command that reads it."""
-    for found, text in BLOCK.findall(README):
+    for found, text in BLOCK.findall(page):
         if found != kind:
             continue
         lines = iter(text.replace("\\\n", " ").splitlines())
@@ -40,6 +41,27 @@ def _commands(kind: str) -> Iterator[str]:
                     if body == end[1]:
                         break
             yield "\n".join(command)
+
+
+def _run(command: str, *more: str) -> tuple[str, str]:
+    """The farsight command, if it is one, and what it printed."""
+    if not command.startswith("farsight "):
+        subprocess.run(["bash", "-euo", "pipefail", "-c", command], check=True)
+        return "", ""
+    words = shlex.split(command.removesuffix("&"))[1:]
+    result = CliRunner().invoke(cli, [*words, *more], catch_exceptions=False)
+    assert result.exit_code == 0, f"{command}\n{result.output}"
+    return words[0], result.stdout
+
+
+@pytest.mark.ray
+def test_every_shell_block_of_the_guide_runs(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = [_run(command)[0] for command in _commands("bash", GUIDE)]
+    assert {"doctor", "train", "evaluate", "index", "releases", "submit", "dashboards"} <= set(ran)
+    assert "farsight pipeline run" in "\n".join(_commands("console", GUIDE))  # marked as not run here
 
 
 @pytest.mark.ray
@@ -60,13 +82,10 @@ def test_every_shell_block_of_the_readme_runs(
     outputs: dict[str, str] = {}
     try:
         for command in _commands("bash"):
-            if not command.startswith("farsight "):
-                subprocess.run(["bash", "-euo", "pipefail", "-c", command], check=True)
-                continue
-            words = shlex.split(command.removesuffix("&"))[1:]
-            result = CliRunner().invoke(cli, [*words, *moved.get(words[0], [])], catch_exceptions=False)
-            assert result.exit_code == 0, f"{command}\n{result.output}"
-            outputs[words[0]] = result.stdout
+            name = command.partition(" ")[2].partition(" ")[0] if command.startswith("farsight ") else ""
+            ran, printed = _run(command, *moved.get(name, []))
+            if ran:
+                outputs[ran] = printed
     finally:
         ray.serve.shutdown()
     # The plays need no simulator, are too few to have bursts, and take no nights and no cluster.
