@@ -1,6 +1,8 @@
 """What trackers are told of ingest, evaluate and index, and the page that W&B shows a project on."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -148,5 +150,11 @@ def test_offline_the_wandb_page_is_a_file_and_online_it_needs_an_owner_and_a_ser
     online: dict[str, Any] = {"mode": "online"}
     with pytest.raises(MachineError, match=r"the user or team that owns the project; set tracking\.wandb\.entity=NAME"):
         data.tracking.workspace.run({"tracking": {"wandb": online}})
-    with pytest.raises(MachineError, match=r"W&B did not take the workspace .*No API key.*; log in with wandb login"):
-        data.tracking.workspace.run({"tracking": {"wandb": {**online, "entity": "team"}}})
+    # In a process of its own: one that has spoken to W&B once remembers the key and the address.
+    words = ["dashboards", "wandb", "tracking.wandb.mode=online", "tracking.wandb.entity=team"]
+    command = [sys.executable, "-m", "cluster.cli", *words]
+    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert refused.returncode == MachineError.exit_code, refused.stderr
+    assert "W&B did not take the workspace" in refused.stderr
+    assert "No API key" in refused.stderr
+    assert "log in with wandb login" in refused.stderr
