@@ -108,11 +108,11 @@ class HeldFeatures:
 
     def __call__(self, rows: Int[Tensor, "..."]) -> Float[Tensor, "... D"]:
         """The vector of each row; zero for padding."""
-        return functional.embedding(torch.searchsorted(self.rows_U, rows), self.vectors_UD)
+        return functional.embedding(torch.searchsorted(self.rows_U, rows.contiguous()), self.vectors_UD)
 
     def tokens(self, rows: Int[Tensor, "..."]) -> Float[Tensor, "... F D"]:
         """The tokens of each row."""
-        tokens = functional.embedding(torch.searchsorted(self.rows_U, rows), self.tokens_UE)
+        tokens = functional.embedding(torch.searchsorted(self.rows_U, rows.contiguous()), self.tokens_UE)
         return tokens.view(*rows.shape, self.num_tokens, -1)
 
 

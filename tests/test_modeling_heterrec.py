@@ -298,3 +298,73 @@ def test_a_model_with_gaps_reads_times() -> None:
     plain = {"encoder": {"kind": "sasrec"}}
     assert ModelSettings.model_validate({**plain, "tokens": {}}).needs_times
     assert not ModelSettings.model_validate({**plain, "tokens": {"gaps": False}}).needs_times
+
+
+CATEGORIES, PER_CATEGORY = 6, 8
+
+
+def _category_world() -> tuple[pa.Table, Tensor]:
+    """Items of which the first of each category is never seen, and histories that go from category to category."""
+    count = CATEGORIES * PER_CATEGORY
+    places = range(count)  # item i has row i + 1 and category i mod 6; items 0 to 5 are unseen
+    table = pa.table(
+        {
+            "item_id": [str(place) for place in places],
+            "categories": pa.array([[f"c{place % CATEGORIES}"] for place in places], TEXTS),
+            "train_events": pa.array([0 if place < CATEGORIES else 9 for place in places], pa.int64()),
+        }
+    )
+    random = np.random.default_rng(0)
+    first_B1 = random.integers(0, CATEGORIES, (256, 1))
+    categories_BL = (first_B1 + np.arange(MAX_EVENTS + 1)) % CATEGORIES
+    return table, torch.from_numpy(
+        1 + categories_BL + CATEGORIES * random.integers(1, PER_CATEGORY, categories_BL.shape)
+    )
+
+
+@pytest.mark.parametrize(("items", "tokens"), [(True, True), (True, False), (False, False)])
+def test_unseen_items_of_the_right_category_are_found_by_features_and_not_by_rows(items: bool, tokens: bool) -> None:
+    table, rows_BL = _category_world()
+    torch.manual_seed(0)
+    settings = {
+        "width": 16,
+        "max_events": MAX_EVENTS,
+        "dropout": 0.0,
+        "temperature": 0.1,
+        "items": {"kind": "features", "id_dropout": 0.2} if items else {"kind": "rows"},
+        "tokens": {"gaps": False, "feedforward_width": 16} if tokens else None,
+        "encoder": {"kind": "sasrec", "blocks": 1},
+        "negatives": {"kind": "uniform", "num_uniform": 24},
+    }
+    counts = np.array([0, *table.column("train_events").to_pylist()])
+    model = build_retriever(
+        ModelSettings.model_validate(settings),
+        num_rows=len(counts),
+        num_actions=0,
+        train_counts=counts,
+        catalogue=table,
+    )
+    zeros_BL = torch.zeros_like(rows_BL[:, :-1])
+    batch = Batch(
+        items_BL=rows_BL[:, :-1],
+        times_BL=zeros_BL,
+        query_times_BL=zeros_BL,
+        actions_BL=zeros_BL,
+        requests_BL=zeros_BL - 1,
+        next_requests_BL=zeros_BL - 1,
+        targets_BL=rows_BL[:, 1:],
+        lengths_B=torch.full((len(rows_BL),), MAX_EVENTS),
+        users_B=torch.arange(len(rows_BL)),
+    )
+    adam, generator = torch.optim.Adam(model.parameters(), lr=0.01), torch.Generator().manual_seed(0)
+    for _ in range(60):
+        adam.zero_grad()
+        model.train()(batch, generator)["loss"].backward()
+        adam.step()
+    model.eval()
+    with torch.no_grad():
+        scores_BV = model.query_vectors(batch) @ model.catalogue_vectors()[1:].T
+    wanted_B = (rows_BL[:, -1] - 1) % CATEGORIES  # the unseen item of the category that comes next
+    better_B = (scores_BV > scores_BV.gather(1, wanted_B[:, None])).sum(1)
+    hits = (better_B < PER_CATEGORY).double().mean()
+    assert hits > 0.95 if items else hits < 0.3, hits
