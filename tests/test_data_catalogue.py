@@ -1,5 +1,6 @@
 """The catalogue of a dataset: text of any size, written and read again."""
 
+import lzma
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from data.catalogue import CatalogueFormat, aligned_catalogue, named_catalogue
+from data.catalogue import CatalogueFormat, aligned_catalogue, named_catalogue, read_catalogue
+from data.log_files import TextFormat
 from data.schema import FIRST_SEEN, TRAIN_EVENTS
 from data.vocabulary import Vocabulary
 from tests.scale import scale
@@ -43,3 +45,16 @@ def test_titles_may_come_as_a_dictionary() -> None:
     read = named_catalogue(pa.table({"item_id": [1, 2, 3], "title": titles}), "items.parquet", CatalogueFormat({}))
     assert read.column("title").to_pylist() == ["a", None, "a"]
     assert read.column("categories").to_pylist() == [[], [], []]
+
+
+def test_the_items_of_recbole_are_a_catalogue_with_a_typed_header(tmp_path: Path) -> None:
+    file = tmp_path / "small.item.xz"
+    file.write_bytes(
+        lzma.compress(b"item_id:token\ttitle:token_seq\tclass:token_seq\n1\tToy Story\tComedy Drama\n2\tHeat\t\n")
+    )
+    columns = {"item_id": "item_id:token", "title": "title:token_seq", "categories": "class:token_seq"}
+    found = read_catalogue(str(file), CatalogueFormat(columns, " ", TextFormat("\t")))
+    assert found.to_pylist() == [
+        {"item_id": "1", "categories": ["Comedy", "Drama"], "title": "Toy Story"},
+        {"item_id": "2", "categories": [], "title": "Heat"},
+    ]
