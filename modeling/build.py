@@ -140,7 +140,7 @@ def _token_level(settings: ModelSettings, num_actions: int) -> TokenLevel | None
         blocks,
         width=settings.width,
         max_events=settings.max_events,
-        fused=tokens.fused,
+        fused=tokens.fused or settings.items.kind != "features",  # others have one vector of an item
         num_actions=num_actions if tokens.actions else 0,
         gaps=tokens.gaps,
         window=tokens.window,

@@ -75,7 +75,8 @@ class FeatureValues(nn.Module):
                 self.numbers(buckets_N + self.rows_per_number * torch.arange(buckets_N.shape[-1], device=rows.device))
             )
         for number, layer in enumerate(self.contents):
-            content = self.get_buffer(f"content_{number}")[rows]
+            # DeepSpeed leaves buffers as they are under some stages, and casts them under others.
+            content = self.get_buffer(f"content_{number}")[rows].to(next(layer.parameters()).dtype)
             values.append(layer(content)[..., None, :])
         return torch.cat(values, -2)
 

@@ -27,22 +27,15 @@ class TokenisedItems(HeldItems, Protocol):
 
 
 @dataclass(frozen=True)
-class HeldAs:
-    """Held items in another number format."""
+class TokensHeldAs:
+    """Held items with tokens in another number format."""
 
-    held: HeldItems
+    held: TokenisedItems
     dtype: torch.dtype
 
     def __call__(self, rows: Int[Tensor, "..."]) -> Float[Tensor, "... D"]:
         """The vector of each row."""
         return self.held(rows).to(self.dtype)
-
-
-@dataclass(frozen=True)
-class TokensHeldAs(HeldAs):
-    """Held items with tokens in another number format."""
-
-    held: TokenisedItems
 
     def tokens(self, rows: Int[Tensor, "..."]) -> Float[Tensor, "... F D"]:
         """The tokens of each row."""

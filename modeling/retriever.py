@@ -1,7 +1,7 @@
 """The retriever: a history becomes a query vector, an item a vector, and their inner product a score."""
 
 from collections.abc import Iterator, Sequence
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,7 +13,7 @@ from modeling.attention_bias import time_buckets
 from modeling.conditioning import Conditioner, Conditioning, Trunk, rows_at
 from modeling.encoder import Encoder
 from modeling.foresight import Foresight, LinearHeads, Prediction, SharedHeads, following, foresee, last_labels
-from modeling.item_table import HeldAs, HeldItems, ItemTable, TokenisedItems, TokensHeldAs
+from modeling.item_table import HeldItems, ItemTable, TokenisedItems, TokensHeldAs
 from modeling.losses import sampled_softmax
 from modeling.negatives import Negatives
 from modeling.view import View, causal
@@ -196,7 +196,10 @@ class Retriever(nn.Module):
     def _hold(self, *rows: Int[Tensor, "..."]) -> HeldItems:
         """The vectors of these rows in the number format of the model's own weights."""
         held, dtype = self.items.hold(*rows), self.encoder.positions.weight.dtype
-        return TokensHeldAs(held, dtype) if isinstance(held, TokenisedItems) else HeldAs(held, dtype)
+        level = self.encoder.token_level
+        if level is None or level.fused:
+            return lambda wanted: held(wanted).to(dtype)
+        return TokensHeldAs(cast(TokenisedItems, held), dtype)
 
     def _last(self, batch: Batch) -> tuple[Trunk, Int[Tensor, "B 1"]]:
         """Histories as they stand when an answer is wanted, nothing hidden, and the place of each last event."""

@@ -4,7 +4,7 @@ Letters: T tokens of an event (those of its item, its action, its gap); S tokens
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,7 +30,7 @@ class TokenLevel(nn.Module):
         blocks: whose attention is limited so; they have no bias.
         width: D.
         max_events: longest history.
-        fused: whether an item is one token, its vector.
+        fused: whether an item is one token, its vector; otherwise the items have tokens (`TokenisedItems`).
         num_actions: 0 for no token of the action.
         gaps: whether there is a token of the time since the event before.
         window: events before its own that a token sees.
@@ -84,10 +84,8 @@ class TokenLevel(nn.Module):
 
     def _tokens(self, items: HeldItems, batch: Batch, allowed: Tensor) -> Float[Tensor, "B L T D"]:
         rows_BL = batch["items_BL"]
-        if not self.fused and isinstance(items, TokenisedItems):
-            tokens = [items.tokens(rows_BL)]
-        else:
-            tokens = [items(rows_BL)[:, :, None]]
+        of_items = items(rows_BL)[:, :, None] if self.fused else cast(TokenisedItems, items).tokens(rows_BL)
+        tokens = [of_items]
         if self.actions is not None:
             tokens.append(self.actions(batch["actions_BL"])[:, :, None])
         if self.gaps is not None:
