@@ -243,6 +243,19 @@ def test_every_parameter_receives_a_gradient(tokens: dict[str, Any] | None, prec
         assert parameter.grad.abs().sum() > 0, name
 
 
+def test_a_batch_without_labels_goes_the_same_way_and_teaches_nothing() -> None:
+    # Of a rank that has nothing left: under ZeRO-3 it must call every module that the others call.
+    model = retriever(items=FEATURES, tokens={}, prediction={"heads": 2, "branch": "shared"}, use_actions=True)
+    empty = Batch(**{name: torch.zeros_like(value) for name, value in histories([2]).items()})  # type: ignore[typeddict-item, attr-defined]
+    losses = model.train()(empty, torch.Generator().manual_seed(0))
+    losses["loss"].backward()
+    assert losses["loss"] == 0
+    assert losses["num_targets"] == 0
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
+
+
 @pytest.mark.parametrize("items", [FEATURES, {"kind": "rows"}], ids=["features", "rows"])
 def test_one_step_from_a_shared_vector_is_next_item_prediction_to_the_bit(items: dict[str, Any]) -> None:
     batch, gradients = histories([7, 5, 2]), []
