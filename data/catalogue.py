@@ -43,7 +43,8 @@ def read_catalogue(location: str, form: CatalogueFormat) -> pa.Table:
     """
     if PurePosixPath(location).name == "movies.dat":
         form = MOVIES_DAT
-    file = list_files([location])[0]
+    # The `.item` files of RecBole, which are no logs and so are not known by their names.
+    file = list_files([location], "csv" if ".item" in PurePosixPath(location).suffixes else "auto")[0]
     if file.format == "parquet":
         filesystem, path = resolve(file.location)
         table = pq.read_table(path, filesystem=filesystem)

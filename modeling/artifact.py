@@ -154,7 +154,7 @@ class Artifact:
 
     def load_retriever(self, device: str | torch.device = "cpu") -> Retriever:
         """The retriever with its weights, in evaluation mode; it answers but cannot train."""
-        catalogue = self.catalogue() if self.settings.condition else None
+        catalogue = self.catalogue() if self.settings.needs_catalogue else None
         hashed = self.settings.items.kind == "hashed"
         retriever = build_retriever(
             self.settings,

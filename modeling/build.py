@@ -6,9 +6,11 @@ import torch
 from torch import nn
 
 from data.conditions import Conditions
+from data.item_features import ItemFeatures
 from modeling.conditioning import CONDITIONERS, Conditioning, ConditionTable
 from modeling.encoder import Encoder
-from modeling.foresight import LinearHeads, Prediction
+from modeling.feature_table import FeatureTable, FeatureValues
+from modeling.foresight import LinearHeads, Prediction, SharedHeads
 from modeling.hashed_table import HashedTable
 from modeling.hstu import HstuBlock
 from modeling.item_table import ItemTable, WholeTable
@@ -27,6 +29,8 @@ from modeling.settings import (
     TransformerSettings,
     UniformNegatives,
 )
+from modeling.token_level import TokenLevel
+from modeling.token_settings import FeatureItems
 from modeling.transformer import TransformerBlock
 
 
@@ -46,7 +50,7 @@ def build_retriever(
         num_rows: rows of the item table (`Vocabulary.num_rows`).
         num_actions: distinct actions of the dataset.
         train_counts: training events per item row; without it the retriever answers but cannot train.
-        catalogue: of the dataset or artifact; needed for a model with conditions.
+        catalogue: of the dataset or artifact; needed by a model with conditions, or with items of features.
         item_hashes: of each row (`modeling.hashed_table.row_hashes`); needed for a model with hashed items.
         items: the item table; None for a new one that belongs to the model's weights.
     """
@@ -56,16 +60,16 @@ def build_retriever(
         max_events=settings.max_events,
         num_actions=num_actions if settings.use_actions else 0,
         dropout=settings.dropout,
+        token_level=_token_level(settings, num_actions),
     )
     prediction = settings.prediction
-    linear = prediction.branch == "linear"
     return Retriever(
-        items=_items(settings, num_rows, item_hashes) if items is None else items,
+        items=_items(settings, num_rows, item_hashes, catalogue) if items is None else items,
         width=settings.width,
         encoder=encoder,
-        branches=[_block(settings) for _ in range(1 if linear else prediction.heads)],
-        linear_heads=LinearHeads(settings.width, prediction.heads) if linear else None,
-        reads_times=settings.reads_times,
+        branches=[_block(settings) for _ in range(prediction.heads if prediction.branch == "block" else 1)],
+        linear_heads=_heads(settings),
+        reads_times=settings.encoder.time_bias,
         prediction=Prediction(prediction.heads, prediction.hidden, prediction.gap or 0, prediction.window_seconds),
         conditioning=_conditioning(settings, catalogue),
         sampler=None if train_counts is None else _negatives(settings, torch.as_tensor(train_counts)),
@@ -73,7 +77,9 @@ def build_retriever(
     )
 
 
-def _items(settings: ModelSettings, num_rows: int, item_hashes: npt.ArrayLike | None) -> ItemTable:
+def _items(
+    settings: ModelSettings, num_rows: int, item_hashes: npt.ArrayLike | None, catalogue: pa.Table | None
+) -> ItemTable:
     match settings.items:
         case ItemRows():
             return WholeTable(num_rows, settings.width)
@@ -85,6 +91,73 @@ def _items(settings: ModelSettings, num_rows: int, item_hashes: npt.ArrayLike | 
                 quotient_rows=hashed.quotient_rows,
                 remainder_rows=hashed.remainder_rows,
             )
+        case FeatureItems() as features:
+            assert catalogue is not None  # callers who know of features hand over the catalogue
+            return _feature_table(features, settings.width, catalogue)
+
+
+def item_features(items: FeatureItems, catalogue: pa.Table) -> ItemFeatures:
+    """What vectors of items are composed from.
+
+    Raises:
+        RecipeError: the catalogue lacks what the settings name.
+    """
+    return ItemFeatures.of(catalogue, numbers=items.numbers, num_buckets=items.number_buckets, contents=items.contents)
+
+
+def _feature_table(items: FeatureItems, width: int, catalogue: pa.Table) -> FeatureTable:
+    features = item_features(items, catalogue)
+    values = FeatureValues(
+        features, width, num_buckets=items.number_buckets, ids=items.ids, categories=items.categories
+    )
+    return FeatureTable(
+        values,
+        width,
+        category_names=features.category_names,
+        pool_width=items.pool_width,
+        id_dropout=items.id_dropout,
+    )
+
+
+def _token_level(settings: ModelSettings, num_actions: int) -> TokenLevel | None:
+    tokens = settings.tokens
+    if tokens is None:
+        return None
+    blocks = [
+        TransformerBlock(
+            settings.width,
+            heads=tokens.heads,
+            feedforward_width=tokens.feedforward_width,
+            gated_residuals=False,
+            max_events=settings.max_events,
+            dropout=settings.dropout,
+            position_bias=False,
+            time_bias=False,
+        )
+        for _ in range(tokens.blocks)
+    ]
+    return TokenLevel(
+        blocks,
+        width=settings.width,
+        max_events=settings.max_events,
+        fused=tokens.fused or settings.items.kind != "features",  # others have one vector of an item
+        num_actions=num_actions if tokens.actions else 0,
+        gaps=tokens.gaps,
+        window=tokens.window,
+        summary=tokens.summary,
+        dropout=settings.dropout,
+    )
+
+
+def _heads(settings: ModelSettings) -> LinearHeads | SharedHeads | None:
+    prediction = settings.prediction
+    match prediction.branch:
+        case "block":
+            return None
+        case "linear":
+            return LinearHeads(settings.width, prediction.heads)
+        case "shared":
+            return SharedHeads(prediction.heads)
 
 
 def _conditioning(settings: ModelSettings, catalogue: pa.Table | None) -> Conditioning | None:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from data.batch import Batch
 from modeling.dropout import Dropout
+from modeling.item_table import HeldItems
+from modeling.token_level import TokenLevel
 from modeling.view import View
 
 
@@ -44,12 +46,21 @@ class Encoder(nn.Module):
         max_events: longest history.
         num_actions: 0 to leave actions out.
         dropout: share of the input dropped in training.
+        token_level: makes an event's vector of its tokens; None for that of its item.
     """
 
     def __init__(
-        self, blocks: Sequence[nn.Module], *, width: int, max_events: int, num_actions: int, dropout: float
+        self,
+        blocks: Sequence[nn.Module],
+        *,
+        width: int,
+        max_events: int,
+        num_actions: int,
+        dropout: float,
+        token_level: TokenLevel | None = None,
     ) -> None:
         super().__init__()
+        self.token_level = token_level
         self.blocks = nn.ModuleList(blocks)
         self.positions = nn.Embedding(max_events, width)
         self.actions = nn.Embedding(num_actions + 1, width, padding_idx=0) if num_actions else None
@@ -57,12 +68,16 @@ class Encoder(nn.Module):
         self.scale = width**0.5
         nn.init.normal_(self.positions.weight, std=width**-0.5)
 
-    def forward(self, item_BLD: Float[Tensor, "B L D"], batch: Batch, view: View) -> list[Float[Tensor, "B L D"]]:
-        """Encode the histories of a batch, given the embedding of each item in them.
+    def forward(self, items: HeldItems, batch: Batch, view: View) -> list[Float[Tensor, "B L D"]]:
+        """Encode the histories of a batch, given the vectors of the items in them.
 
         Returns:
             The input of each block, and last the output of the last one.
         """
+        if self.token_level is None:
+            item_BLD = items(batch["items_BL"])
+        else:
+            item_BLD = self.token_level(items, batch, view.allowed)
         layers = [self._embed(item_BLD, batch)]
         for block in self.blocks:
             layers.append(block(layers[-1], view))

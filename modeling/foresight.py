@@ -173,3 +173,19 @@ class LinearHeads(nn.Module):
     def forward(self, hidden_BLD: Float[Tensor, "B L D"]) -> Sequence[Float[Tensor, "B L D"]]:
         """One tensor per head."""
         return [hidden_BLD, *(layer(hidden_BLD) for layer in self.further)]
+
+
+class SharedHeads(nn.Module):
+    """Every head is the hidden vector itself, so that it learns to be near all K items that follow; no weights.
+
+    Source: listwise multi-step prediction (LMP) of HeterRec (arXiv 2503.01469), as one vector for the whole window. The
+    paper's weights of the steps are not published; all count the same.
+    """
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+
+    def forward(self, hidden_BLD: Float[Tensor, "B L D"]) -> Sequence[Float[Tensor, "B L D"]]:
+        """The same tensor for each head."""
+        return [hidden_BLD] * self.num_heads

@@ -1,5 +1,6 @@
 """Where the vectors of items live while a retriever learns."""
 
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -14,6 +15,31 @@ class HeldItems(Protocol):
     """Vectors of some rows of a table, for one batch."""
 
     def __call__(self, rows: Int[Tensor, "..."]) -> Float[Tensor, "... D"]: ...
+
+
+@runtime_checkable
+class TokenisedItems(HeldItems, Protocol):
+    """Held items that also have a vector for each of several features (F tokens)."""
+
+    def tokens(self, rows: Int[Tensor, "..."]) -> Float[Tensor, "... F D"]:
+        """The tokens of each row."""
+        ...
+
+
+@dataclass(frozen=True)
+class TokensHeldAs:
+    """Held items with tokens in another number format."""
+
+    held: TokenisedItems
+    dtype: torch.dtype
+
+    def __call__(self, rows: Int[Tensor, "..."]) -> Float[Tensor, "... D"]:
+        """The vector of each row."""
+        return self.held(rows).to(self.dtype)
+
+    def tokens(self, rows: Int[Tensor, "..."]) -> Float[Tensor, "... F D"]:
+        """The tokens of each row."""
+        return self.held.tokens(rows).to(self.dtype)
 
 
 @runtime_checkable

@@ -1,7 +1,7 @@
 """The retriever: a history becomes a query vector, an item a vector, and their inner product a score."""
 
 from collections.abc import Iterator, Sequence
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,8 +12,8 @@ from data.batch import Batch
 from modeling.attention_bias import time_buckets
 from modeling.conditioning import Conditioner, Conditioning, Trunk, rows_at
 from modeling.encoder import Encoder
-from modeling.foresight import Foresight, LinearHeads, Prediction, following, foresee, last_labels
-from modeling.item_table import HeldItems, ItemTable
+from modeling.foresight import Foresight, LinearHeads, Prediction, SharedHeads, following, foresee, last_labels
+from modeling.item_table import HeldItems, ItemTable, TokenisedItems, TokensHeldAs
 from modeling.losses import sampled_softmax
 from modeling.negatives import Negatives
 from modeling.view import View, causal
@@ -39,7 +39,7 @@ class Retriever(nn.Module):
         width: D of item and query vectors.
         encoder: the shared blocks: item embeddings to one hidden vector per event.
         branches: the last block, once or once per head.
-        linear_heads: turns one branch's vectors into those of all heads; None for one branch per head.
+        linear_heads: gives all heads the vectors of one branch, as they are or mapped; None for one branch per head.
         reads_times: whether any block has a time bias.
         prediction: what a position learns to predict.
         conditioning: how answers are asked for, and how that is learned; None for a retriever without conditions.
@@ -54,7 +54,7 @@ class Retriever(nn.Module):
         width: int,
         encoder: Encoder,
         branches: Sequence[nn.Module],
-        linear_heads: LinearHeads | None,
+        linear_heads: LinearHeads | SharedHeads | None,
         reads_times: bool,
         prediction: Prediction,
         conditioning: Conditioning | None = None,
@@ -196,7 +196,10 @@ class Retriever(nn.Module):
     def _hold(self, *rows: Int[Tensor, "..."]) -> HeldItems:
         """The vectors of these rows in the number format of the model's own weights."""
         held, dtype = self.items.hold(*rows), self.encoder.positions.weight.dtype
-        return lambda wanted: held(wanted).to(dtype)
+        level = self.encoder.token_level
+        if level is None or level.fused:
+            return lambda wanted: held(wanted).to(dtype)
+        return TokensHeldAs(cast(TokenisedItems, held), dtype)
 
     def _last(self, batch: Batch) -> tuple[Trunk, Int[Tensor, "B 1"]]:
         """Histories as they stand when an answer is wanted, nothing hidden, and the place of each last event."""
@@ -207,7 +210,7 @@ class Retriever(nn.Module):
 
     def _trunk(self, batch: Batch, items: HeldItems, allowed: Tensor, query_times_BL: Tensor) -> Trunk:
         view = View(allowed, time_buckets(query_times_BL, batch["times_BL"]) if self.reads_times else None)
-        return Trunk(self.encoder(items(batch["items_BL"]), batch, view), view, batch)
+        return Trunk(self.encoder(items, batch, view), view, batch)
 
 
 def _first_place(like_BL: Bool[Tensor, "B L"]) -> Bool[Tensor, "B L"]:

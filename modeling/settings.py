@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from data.settings import Settings
+from modeling.token_settings import FeatureItems, TokenSettings
 
 
 class HstuSettings(Settings):
@@ -104,7 +105,7 @@ class HashedItems(Settings):
         return (self.quotient_rows * self.remainder_rows) ** 2
 
 
-ItemsSettings = Annotated[ItemRows | HashedItems, Field(discriminator="kind")]
+ItemsSettings = Annotated[ItemRows | HashedItems | FeatureItems, Field(discriminator="kind")]
 EncoderSettings = Annotated[HstuSettings | TransformerSettings | SasrecSettings, Field(discriminator="kind")]
 NegativesSettings = Annotated[
     UniformNegatives | InBatchNegatives | MixedNegatives | AllNegatives, Field(discriminator="kind")
@@ -119,9 +120,10 @@ class PredictionSettings(Settings):
     """
 
     heads: int = Field(1, ge=1, description="items ahead that are predicted, one head each; the first answers requests")
-    branch: Literal["block", "linear"] = Field(
+    branch: Literal["block", "linear", "shared"] = Field(
         "block",
-        description="what a head has of its own: the last block, or (but for the first) a linear map behind it",
+        description="what a head has of its own: the last block; (but for the first) a linear map behind it; or, "
+        "shared, nothing: one vector for all (listwise multi-step prediction)",
     )
     hidden: Literal["nothing", "faithful", "strict"] = Field(
         "nothing",
@@ -181,6 +183,9 @@ class ModelSettings(Settings):
     dropout: float = Field(0.2, ge=0, lt=1, description="share of activations dropped in training")
     items: ItemsSettings = Field(ItemRows(), description="where an item's vector comes from")
     use_actions: bool = Field(False, description="add an embedding of each event's action to the input")
+    tokens: TokenSettings | None = Field(
+        None, description="a transformer over tokens below the encoder's blocks; None: an event is one vector"
+    )
     encoder: EncoderSettings = Field(HstuSettings(), description="the blocks; the last of them is that of a head")
     prediction: PredictionSettings = Field(PredictionSettings(), description="what each position predicts")
     condition: ConditionSettings | None = Field(None, description="how answers are asked for; None: they are not")
@@ -189,7 +194,7 @@ class ModelSettings(Settings):
 
     @model_validator(mode="after")
     def _conditions_need_branches(self) -> "ModelSettings":
-        if self.condition is not None and self.prediction.branch == "linear":
+        if self.condition is not None and self.prediction.branch != "block":
             raise ValueError("condition needs a branch of its own for each head; set prediction.branch to block")
         return self
 
@@ -197,12 +202,24 @@ class ModelSettings(Settings):
     def _heads_divide_width(self) -> "ModelSettings":
         if not isinstance(self.encoder, HstuSettings) and self.width % self.encoder.heads:
             raise ValueError(f"width {self.width} is not a multiple of the {self.encoder.heads} heads")
+        if self.tokens is not None and self.width % self.tokens.heads:
+            raise ValueError(f"width {self.width} is not a multiple of the {self.tokens.heads} heads of tokens")
         return self
 
     @property
     def reads_times(self) -> bool:
         """Whether the model reads the times of the events, also when it answers."""
-        return self.encoder.time_bias
+        return self.encoder.time_bias or (self.tokens is not None and self.tokens.gaps)
+
+    @property
+    def reads_actions(self) -> bool:
+        """Whether the model reads the actions of the events."""
+        return self.use_actions or (self.tokens is not None and self.tokens.actions)
+
+    @property
+    def needs_catalogue(self) -> bool:
+        """Whether the model is built from the catalogue, and not from the number of items alone."""
+        return self.condition is not None or self.items.kind == "features"
 
     @property
     def needs_times(self) -> bool:

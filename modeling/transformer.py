@@ -63,19 +63,22 @@ class TransformerBlock(nn.Module):
             sink_BRD = None if sink_BRD is None else self.norm_attention(sink_BRD)
             pooled_BRD = attend_from_few(*few, self.heads, view.allowed, bias, sink_BRD)
         else:
-            queries, keys, values = self._project(x_BLD)
+            queries, keys, values = self.project(x_BLD)
             if rows_BRD is not None:
-                queries, _, _ = self._project(rows_BRD)
-            sink = None if sink_BRD is None else self._project(sink_BRD)[1:]
+                queries, _, _ = self.project(rows_BRD)
+            sink = None if sink_BRD is None else self.project(sink_BRD)[1:]
             pooled_BRD = attend(queries, keys, values, self.heads, view.allowed, bias, sink)
-        rows_BRD = x_BLD if rows_BRD is None else rows_BRD
+        return self.add(x_BLD if rows_BRD is None else rows_BRD, pooled_BRD)
+
+    def add(self, rows_BRD: Float[Tensor, "B R D"], pooled_BRD: Float[Tensor, "B R D"]) -> Float[Tensor, "B R D"]:
+        """What becomes of rows for which attention pooled these values."""
         y_BRD = rows_BRD + _gated(self.dropout(self.project_out(pooled_BRD)), rows_BRD, self.gate_attention)
         gate, value = self.feedforward_in(self.norm_feedforward(y_BRD)).chunk(2, -1)
         out_BRD = self.feedforward_out(self.dropout(functional.silu(gate) * value))
         return y_BRD + _gated(self.dropout(out_BRD), y_BRD, self.gate_feedforward)
 
-    def _project(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys, values."""
+    def project(self, x_BND: Float[Tensor, "B N D"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of rows, normed first."""
         queries, keys, values = self.project_qkv(self.norm_attention(x_BND)).chunk(3, -1)
         return queries, keys, values
 

@@ -23,6 +23,7 @@ from modeling.settings import (
     ModelSettings,
     TransformerSettings,
 )
+from modeling.token_settings import FeatureItems, TokenSettings
 
 NUM_ITEMS = 60
 MAX_EVENTS = 8
@@ -127,12 +128,14 @@ def write_artifact(
     needs_times: bool = True,
     num_twins: int = 0,
     condition: ConditionSettings | None = None,
-    items: HashedItems | None = None,
+    items: HashedItems | FeatureItems | None = None,
+    tokens: TokenSettings | None = None,
 ) -> Artifact:
     """An artifact with random weights; the first `num_twins` items share one vector, so they always tie.
 
     Args:
-        items: how vectors come from hashes; None for a row per item.
+        items: how vectors come from hashes or features; None for a row per item.
+        tokens: the token level below the encoder's blocks; None for none.
     """
     torch.manual_seed(seed)
     encoder = HstuSettings(blocks=1, query_width=8, value_width=8) if needs_times else TransformerSettings(blocks=1)
@@ -143,6 +146,7 @@ def write_artifact(
         encoder=encoder,
         condition=condition,
         items=items or ItemRows(),
+        tokens=tokens,
     )
     vocabulary = dataset.vocabulary()
     retriever = build_retriever(

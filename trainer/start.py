@@ -5,7 +5,8 @@ from typing import Literal
 from data.conditions import Conditions
 from data.dataset import PreparedDataset
 from data.errors import ArtifactMismatch
-from modeling.artifact import ITEM_WEIGHT, ITEMS, Artifact
+from modeling.artifact import ITEM_PREFIX, ITEM_WEIGHT, ITEMS, Artifact
+from modeling.feature_table import FeatureTable
 from modeling.retriever import Retriever
 from modeling.settings import ModelSettings
 from modeling.sharded_table import ShardedTable
@@ -28,7 +29,7 @@ def check_start(directory: str, model: ModelSettings, dataset: PreparedDataset) 
     artifact = Artifact.open(directory)
     _check_rows(artifact, dataset)
     _check_conditions(artifact, model, dataset)
-    for name in ("width", "items", "max_events", "use_actions", "encoder"):
+    for name in ("width", "items", "max_events", "use_actions", "tokens", "encoder"):
         found, expected = getattr(model, name), getattr(artifact.settings, name)
         if found != expected:
             raise ArtifactMismatch(
@@ -45,10 +46,10 @@ def _check_rows(artifact: Artifact, dataset: PreparedDataset) -> None:
             f"{dataset.directory}: its vocabulary ({vocabulary.num_items} items) does not begin with that of "
             f"{artifact.directory} ({artifact.num_rows - 1}); ingest with ingest.items_from={artifact.directory}"
         )
-    if artifact.settings.use_actions and artifact.actions != dataset.manifest["actions"]:
+    if artifact.settings.reads_actions and artifact.actions != dataset.manifest["actions"]:
         raise ArtifactMismatch(
             f"{dataset.directory}: actions {dataset.manifest['actions']}, but {artifact.directory} has "
-            f"{artifact.actions}; train from the beginning, or with model.use_actions=false"
+            f"{artifact.actions}; train from the beginning, or with model.use_actions=false (and tokens.actions)"
         )
 
 
@@ -70,7 +71,8 @@ def start_from(directory: str, retriever: Retriever, *, frozen: Literal["nothing
     """Take over an artifact's weights; what it lacks keeps its fresh weights. Call `check_start` first.
 
     A head that the artifact lacks begins as its first; items that it lacks keep their fresh vectors, or, where vectors
-    come from hashes, have that of their id. Of the vectors for a sharded table every rank reads its own.
+    come from hashes or features, have that of their id or features. Of the vectors for a sharded table every rank reads
+    its own.
     """
     artifact, items, state = Artifact.open(directory), retriever.items, retriever.state_dict()
     if isinstance(items, ShardedTable):
@@ -82,6 +84,10 @@ def start_from(directory: str, retriever: Retriever, *, frozen: Literal["nothing
             items_VD = state[ITEM_WEIGHT].clone()
             items_VD[: len(weights[ITEM_WEIGHT])] = weights[ITEM_WEIGHT]
             weights[ITEM_WEIGHT] = items_VD
+        if isinstance(items, FeatureTable):
+            told = {name.removeprefix(ITEM_PREFIX): weights[name] for name in weights if name.startswith(ITEM_PREFIX)}
+            continued = items.continued(told, Conditions.of(artifact.catalogue()).names)
+            weights |= {f"{ITEM_PREFIX}{name}": value for name, value in continued.items()}
     for name in state:
         if name.startswith("branches.") and name not in weights:
             _, _, rest = name.split(".", 2)

@@ -5,8 +5,12 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from data.dataset import PreparedDataset
+from data.errors import RecipeError
+from modeling.build import item_features
 from modeling.row_optimizers import LazyAdam, RowOptimizer, RowwiseAdagrad
 from modeling.sharded_table import ShardedTable
+from modeling.token_settings import FeatureItems
 from trainer.settings import OptimizerSettings, ReplicatedTable, ShardedTableSettings
 
 
@@ -22,6 +26,22 @@ class Table:
         self.rows.collect()
         if complete:
             self.rows.step(learning_rate * self.rate)
+
+
+def check_features(
+    table: ReplicatedTable | ShardedTableSettings, items: FeatureItems, dataset: PreparedDataset
+) -> None:
+    """Refuse items of features over a sharded table, or of columns that the catalogue lacks.
+
+    Raises:
+        RecipeError: naming what does not fit.
+    """
+    if table.kind == "sharded":
+        raise RecipeError(
+            "model.items.kind features composes vectors from weights that every worker has, and "
+            "train.item_table.kind sharded splits a row per item; keep the table replicated, or model.items.kind rows"
+        )
+    item_features(items, dataset.catalogue())
 
 
 def start_table(

@@ -34,6 +34,7 @@ from trainer.progress import progress_bar
 from trainer.reporting import cluster_shape, failure_reported, report_artifact
 from trainer.settings import EvaluateSettings, TrainSettings, WorkerSettings
 from trainer.start import check_start
+from trainer.table import check_features
 
 logger = logging.getLogger(__name__)
 
@@ -114,10 +115,13 @@ def _check_fit(train: TrainSettings, model: ModelSettings, dataset: PreparedData
         )
     if model.items.kind == "hashed":
         _check_hashed(train, model.items, dataset)
+    if model.items.kind == "features":
+        check_features(train.item_table, model.items, dataset)
     if model.needs_times and not dataset.has_times:
         raise DatasetError(
-            f"{train.dataset}: its log had no times, and the model needs them; set model.encoder.time_bias=false and "
-            "keep model.prediction from gaps and windows in seconds, or ingest a log with times"
+            f"{train.dataset}: its log had no times, and the model needs them; set model.encoder.time_bias=false, "
+            "tokens.gaps=false if there are tokens, and keep model.prediction from gaps and windows in seconds, or "
+            "ingest a log with times"
         )
     if train.since is not None and not dataset.has_times:
         raise DatasetError(f"{train.dataset}: its log had no times, and train.since needs them; leave it out")

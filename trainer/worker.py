@@ -163,7 +163,7 @@ def build_model(
         num_rows=dataset.num_rows,
         num_actions=dataset.num_actions,
         train_counts=dataset.train_counts() if trains else None,
-        catalogue=dataset.catalogue() if model.condition else None,
+        catalogue=dataset.catalogue() if model.needs_catalogue else None,
         item_hashes=item_hashes,
         items=None if table is None else table.rows,
     )
