@@ -8,6 +8,8 @@ from torch import nn
 from data.conditions import Conditions
 from modeling.conditioning import CONDITIONERS, Conditioning, ConditionTable
 from modeling.encoder import Encoder
+from modeling.esans import EsansSampler
+from modeling.esans_settings import EsansNegatives
 from modeling.foresight import LinearHeads, Prediction
 from modeling.hashed_table import HashedTable
 from modeling.hstu import HstuBlock
@@ -142,3 +144,5 @@ def _negatives(settings: ModelSettings, train_counts_V: torch.Tensor) -> Negativ
             return NegativeSampler(train_counts_V, num_uniform=0, num_in_batch=in_batch.num_in_batch)
         case MixedNegatives() as mixed:
             return NegativeSampler(train_counts_V, num_uniform=mixed.num_uniform, num_in_batch=mixed.num_in_batch)
+        case EsansNegatives() as esans:
+            return EsansSampler(len(train_counts_V), **esans.model_dump(exclude={"kind", "clusters"}))

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from data.settings import Settings
+from modeling.esans_settings import EsansNegatives
 
 
 class HstuSettings(Settings):
@@ -107,7 +108,7 @@ class HashedItems(Settings):
 ItemsSettings = Annotated[ItemRows | HashedItems, Field(discriminator="kind")]
 EncoderSettings = Annotated[HstuSettings | TransformerSettings | SasrecSettings, Field(discriminator="kind")]
 NegativesSettings = Annotated[
-    UniformNegatives | InBatchNegatives | MixedNegatives | AllNegatives, Field(discriminator="kind")
+    UniformNegatives | InBatchNegatives | MixedNegatives | AllNegatives | EsansNegatives, Field(discriminator="kind")
 ]
 
 

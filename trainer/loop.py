@@ -86,6 +86,8 @@ def train_epoch(worker: Worker) -> None:
             where=where,
             measure_norm=due,
         )
+        if worker.clusters is not None:
+            worker.clusters.tick(state.step)
         window.add(
             head_losses=figures["head_losses"],
             num_targets=figures["num_targets"],
