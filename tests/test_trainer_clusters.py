@@ -13,13 +13,13 @@ import trainer.evaluate
 import trainer.train
 from data.dataset import PreparedDataset
 from data.errors import DatasetError, RecipeError, TrainingError
-from modeling.esans import EsansSampler
+from modeling.esans import Clusters, EsansSampler
 from modeling.esans_settings import ClusterSettings, EsansNegatives
 from modeling.settings import ModelSettings
 from tests.small_world import write_dataset
 from tests.training_runs import recipe
 from trainer.cluster_refresh import ClusterRefresh
-from trainer.clusters import FloatArray, check_clusters, cluster_items, content_vectors
+from trainer.clusters import FloatArray, check_clusters, cluster_items, content_vectors, near_to_near
 from trainer.ranks import Ranks
 from trainer.settings import TrainSettings
 from trainer.telemetry import read_figures
@@ -148,8 +148,22 @@ def test_a_sharded_table_and_too_few_items_are_refused(tmp_path: Path) -> None:
     ):
         check_clusters(sharded, model, dataset)
     many = ModelSettings.model_validate({"negatives": {**NEGATIVES, "clusters": {"num_clusters": 21}}})
-    with pytest.raises(RecipeError, match=r"21 clusters of at least per_cluster=3 items need 63, and .* has 60; lower"):
+    with pytest.raises(
+        RecipeError, match=r"21 clusters of at least 3 items need 63, and .* has 60; lower num_clusters"
+    ):
         check_clusters(TrainSettings.model_validate(plain), many, dataset)
+    both = TrainSettings.model_validate({**plain, "clustered_batches": {}})
+    with pytest.raises(
+        RecipeError, match=r"and train.clustered_batches makes those in the batch hard; take one of them"
+    ):
+        check_clusters(both, model, dataset)
+
+
+def test_numbers_of_items_are_near_where_their_clusters_are() -> None:
+    codes_V2 = torch.tensor([[-1, -1], [0, 0], [1, 0], [2, 0], [3, 0], [1, 2], [2, 1]])
+    centres_C1 = torch.tensor([[0.0], [9.0], [2.0], [5.0]])  # in a chain 0, 2, 3, 1
+    numbers = near_to_near(Clusters(codes_V2, torch.cdist(centres_C1, centres_C1)))
+    assert numbers.tolist() == [0, 0, 9, 3, 6, 11, 4]
 
 
 class Given:
@@ -175,7 +189,14 @@ def test_clusters_are_taken_one_interval_after_they_were_asked_for_and_stay_wher
     behaviour_VD, _ = planted()
     given = Given(behaviour_VD)
     refresh = ClusterRefresh(
-        sampler, negatives, catalogue, Ranks(0, 1), item_vectors=given.vectors, seed=0, report=given.report
+        sampler.use,
+        negatives.clusters,
+        catalogue,
+        Ranks(0, 1),
+        at_least=negatives.per_cluster,
+        item_vectors=given.vectors,
+        seed=0,
+        report=given.report,
     )
     refresh.first(0)
 
@@ -202,15 +223,21 @@ def test_clusters_are_taken_one_interval_after_they_were_asked_for_and_stay_wher
     assert all(figures["waited_seconds"] >= 0 for _, figures in given.reports if "seconds" in figures)
 
 
-def test_two_workers_train_with_clusters_that_are_made_anew(ray_session: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("use", ["negatives", "batches"])
+def test_two_workers_train_with_clusters_that_are_made_anew(ray_session: None, tmp_path: Path, use: str) -> None:
     settings = recipe(tmp_path, epochs=2)
-    settings["model"]["negatives"] = {**NEGATIVES, "num_uniform": 4}
-    settings["model"]["prediction"] = {"heads": 2}
+    clusters = {**NEGATIVES["clusters"], "refresh_every_steps": 2}
+    if use == "negatives":
+        settings["model"]["negatives"] = {**NEGATIVES, "num_uniform": 4, "clusters": clusters}
+        settings["model"]["prediction"] = {"heads": 2}
+    else:
+        settings["model"]["negatives"] = {"kind": "in_batch"}
+        settings["train"]["clustered_batches"] = clusters
     summary = trainer.train.run(settings)
     rows = read_figures(tmp_path / "run")
     taken = [row for row in rows if row["kind"] == "clusters"]
     last = max(row["step"] for row in rows if row["kind"] == "step")
-    assert [row["step"] for row in taken] == [0, *range(8, last + 1, 4)]
+    assert [row["step"] for row in taken] == [0, *range(4, last + 1, 2)]
     assert len(taken) > 2
     assert all(row["clusters"] > 1 and row["seconds"] > 0 for row in taken)
     losses = [row["loss"] for row in rows if row["kind"] == "step"]

@@ -20,8 +20,8 @@ import ray.exceptions
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from data.errors import TrainingError
-from modeling.esans import Clusters, EsansSampler
-from modeling.esans_settings import EsansNegatives
+from modeling.esans import Clusters
+from modeling.esans_settings import ClusterSettings
 from trainer.clusters import FloatArray, cluster_items, content_vectors
 from trainer.ranks import Ranks
 
@@ -29,9 +29,11 @@ logger = logging.getLogger(__name__)
 
 
 class ClusterRefresh:
-    """Keeps a sampler's clusters fresh. Every method is a collective.
+    """Keeps the clusters fresh. Every method is a collective.
 
     Args:
+        use: takes new clusters.
+        at_least: items of every cluster.
         catalogue: in row order; what it says of the items is clustered by too.
         item_vectors: a collective; the model's [V, D] on rank 0, None on others.
         report: step and figures of every clustering.
@@ -39,19 +41,24 @@ class ClusterRefresh:
 
     def __init__(
         self,
-        sampler: EsansSampler,
-        settings: EsansNegatives,
+        use: Callable[[Clusters], None],
+        settings: ClusterSettings,
         catalogue: pa.Table,
         ranks: Ranks,
         *,
+        at_least: int,
         item_vectors: Callable[[], FloatArray | None],
         seed: int,
         report: Callable[[int, dict[str, Any]], None],
     ) -> None:
-        self._sampler, self._settings, self._ranks = sampler, settings, ranks
-        self._catalogue = catalogue
+        self._use, self._settings, self._ranks = use, settings, ranks
+        self._make_of: dict[str, Any] = {
+            "catalogue": catalogue,
+            "settings": settings,
+            "at_least": at_least,
+            "seed": seed,
+        }
         self._item_vectors = item_vectors
-        self._seed = seed
         self._report = report
         self._pending = False  # the same on all ranks
         self._task: ray.ObjectRef[tuple[Clusters, float]] | None = None  # on rank 0
@@ -59,12 +66,12 @@ class ClusterRefresh:
     def first(self, step: int) -> None:
         """Clusters of the weights as they are, made here and now."""
         vectors_VD = self._item_vectors()
-        made = None if vectors_VD is None else _make(vectors_VD, self._catalogue, self._settings, self._seed)
+        made = None if vectors_VD is None else _make(vectors_VD, **self._make_of)
         self._take(step, made, waited_seconds=0 if made is None else made[1])
 
     def tick(self, step: int) -> None:
         """After a step, whatever is due: take the clusters that were asked for, and ask for the next."""
-        if step % self._settings.clusters.refresh_every_steps:
+        if step % self._settings.refresh_every_steps:
             return
         if self._pending:
             began = time.perf_counter()
@@ -72,7 +79,7 @@ class ClusterRefresh:
             self._take(step, made, waited_seconds=time.perf_counter() - began)
         vectors_VD = self._item_vectors()
         if vectors_VD is not None:
-            self._task = _in_a_task().remote(vectors_VD, self._catalogue, self._settings, self._seed)
+            self._task = _in_a_task().remote(vectors_VD, **self._make_of)
         self._pending = True
 
     def _result(self, step: int) -> tuple[Clusters, float] | None:
@@ -91,17 +98,19 @@ class ClusterRefresh:
         if made is None:
             return
         clusters, seconds = made
-        self._sampler.use(clusters)
+        self._use(clusters)
         sizes_C = clusters.sizes()
         figures = {"clusters": clusters.num_clusters, "largest_cluster": int(sizes_C.max())}
         self._report(step, {**figures, "seconds": seconds, "waited_seconds": waited_seconds})
 
 
-def _make(vectors_VD: FloatArray, catalogue: pa.Table, settings: EsansNegatives, seed: int) -> tuple[Clusters, float]:
+def _make(
+    vectors_VD: FloatArray, *, catalogue: pa.Table, settings: ClusterSettings, at_least: int, seed: int
+) -> tuple[Clusters, float]:
     """The clusters, and the seconds that they took."""
     began = time.perf_counter()
-    content = content_vectors(catalogue, settings.clusters, width=vectors_VD.shape[1])
-    clusters = cluster_items(vectors_VD, content, settings.clusters, at_least=settings.per_cluster, seed=seed)
+    content = content_vectors(catalogue, settings, width=vectors_VD.shape[1])
+    clusters = cluster_items(vectors_VD, content, settings, at_least=at_least, seed=seed)
     return clusters, time.perf_counter() - began
 
 

@@ -34,6 +34,7 @@ from trainer.settings import TrainSettings
 
 FloatArray = npt.NDArray[np.float32]
 
+BATCHES = "train.clustered_batches"
 # Points per cluster among which k-means looks for those that it begins with.
 STARTS_FROM = 64
 
@@ -42,24 +43,54 @@ def check_clusters(train: TrainSettings, model: ModelSettings, dataset: Prepared
     """Refuse clusters that the table, the catalogue or the number of items does not allow.
 
     Raises:
-        RecipeError: the item table is sharded, or there are too few items.
+        RecipeError: the item table is sharded, there are too few items, or both negatives and batches want clusters.
         DatasetError: the catalogue lacks a column of vectors.
     """
-    if model.negatives.kind != "esans":
+    asked = clusters_asked(train, model)
+    if asked is None:
         return
-    settings, per_cluster = model.negatives.clusters, model.negatives.per_cluster
+    name, settings, at_least = asked
+    if name != BATCHES and train.clustered_batches is not None:
+        raise RecipeError(
+            f"{name} draws hard negatives, and {BATCHES} makes those in the batch hard; take one of them, or the other"
+        )
     if train.item_table.kind == "sharded":
         raise RecipeError(
-            "model.negatives.kind esans clusters the vectors of all items in one place, and train.item_table.kind "
-            "sharded splits them; draw uniform negatives, or keep the table replicated"
+            f"{name} clusters the vectors of all items in one place, and train.item_table.kind sharded splits them; do "
+            "without clusters, or keep the table replicated"
         )
-    if settings.num_clusters * per_cluster > dataset.num_rows - 1:
+    if settings.num_clusters * at_least > dataset.num_rows - 1:
         raise RecipeError(
-            f"model.negatives: {settings.num_clusters} clusters of at least per_cluster={per_cluster} items need "
-            f"{settings.num_clusters * per_cluster}, and {dataset.directory} has {dataset.num_rows - 1}; lower "
-            "clusters.num_clusters"
+            f"{name}: {settings.num_clusters} clusters of at least {at_least} items need "
+            f"{settings.num_clusters * at_least}, and {dataset.directory} has {dataset.num_rows - 1}; lower "
+            "num_clusters"
         )
     content_vectors(dataset.catalogue(), settings, width=model.width)
+
+
+def clusters_asked(train: TrainSettings, model: ModelSettings) -> tuple[str, ClusterSettings, int] | None:
+    """Which setting wants clusters of the items, how they are made, and the items that each must hold, if one does."""
+    if model.negatives.kind == "esans":
+        return "model.negatives.kind esans", model.negatives.clusters, model.negatives.per_cluster
+    return None if train.clustered_batches is None else (BATCHES, train.clustered_batches, 1)
+
+
+def near_to_near(clusters: Clusters) -> npt.NDArray[np.int64]:
+    """A number for each item row: equal in a subcluster, near in a cluster, and in clusters that are near each other.
+
+    The clusters stand in a chain, each followed by the nearest of those that are left. Padding has the number 0.
+    """
+    distances_CC = clusters.distances_CC.double().numpy().copy()
+    chain_C, at = [0], 0
+    for _ in range(1, clusters.num_clusters):
+        distances_CC[:, at] = np.inf
+        at = int(distances_CC[at].argmin())
+        chain_C.append(at)
+    codes_V2 = clusters.codes_V2.numpy()
+    place_C = np.argsort(chain_C)
+    numbers_V: npt.NDArray[np.int64] = place_C[codes_V2[:, 0]] * (codes_V2[:, 1].max() + 1) + codes_V2[:, 1]
+    numbers_V[0] = 0
+    return numbers_V
 
 
 def content_vectors(catalogue: pa.Table, settings: ClusterSettings, *, width: int, seed: int = 0) -> list[FloatArray]:

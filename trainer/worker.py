@@ -19,12 +19,13 @@ from data.tracking.contract import RunFacts
 from data.tracking.published import Published
 from data.tracking.settings import TrackingSettings
 from modeling.build import build_retriever
-from modeling.esans import EsansSampler
+from modeling.esans import Clusters, EsansSampler
 from modeling.hashed_table import row_hashes
 from modeling.retriever import Retriever
 from modeling.settings import ModelSettings
 from trainer.checkpoints import LoopState, newest_checkpoint
 from trainer.cluster_refresh import ClusterRefresh
+from trainer.clusters import clusters_asked, near_to_near
 from trainer.engine import plain_weights, start_engine
 from trainer.ranks import Ranks
 from trainer.settings import EvaluateSettings, TrainSettings
@@ -52,7 +53,7 @@ class Worker:
     tracking: TrackingSettings
     targets_per_epoch: int  # over all ranks
     generator: torch.Generator = field(default_factory=torch.Generator)
-    clusters: ClusterRefresh | None = None  # of items, where negatives are drawn from them
+    clusters: ClusterRefresh | None = None  # of items, where negatives or batches are made of them
 
     def events_seen(self, own: int = 0) -> int:
         """Targets that all ranks have trained on since the run began. A collective.
@@ -67,6 +68,11 @@ class Worker:
         if self.telemetry is not None:
             state = self.state
             self.telemetry.write("checkpoint", state.step, epoch=state.epoch, events_seen=events_seen, seconds=seconds)
+
+    def refresh_clusters(self) -> None:
+        """After a step, whatever the clusters of the items need, where there are any. A collective."""
+        if self.clusters is not None:
+            self.clusters.tick(self.state.step)
 
     def clustered(self, step: int, figures: dict[str, Any]) -> None:
         """Report that the items were put into new clusters, or were not."""
@@ -166,11 +172,17 @@ def _start_telemetry(worker: Worker, run: RunFacts, *, resumed: bool) -> None:
 
 
 def _start_clusters(worker: Worker) -> None:
-    """Cluster the items, from the weights as they are, where negatives are drawn from clusters. A collective."""
-    negatives, sampler = worker.model.negatives, worker.engine.module.sampler
-    if negatives.kind != "esans":
+    """Cluster the items, from the weights as they are, where negatives or batches need it. A collective."""
+    asked, sampler = clusters_asked(worker.train, worker.model), worker.engine.module.sampler
+    if asked is None:
         return
-    assert isinstance(sampler, EsansSampler)
+    _, settings, at_least = asked
+
+    def use(clusters: Clusters) -> None:
+        if isinstance(sampler, EsansSampler):
+            sampler.use(clusters)
+        else:
+            worker.stream.group_by(near_to_near(clusters))
 
     def item_vectors() -> npt.NDArray[np.float32] | None:
         weights = plain_weights(worker.engine)
@@ -182,10 +194,11 @@ def _start_clusters(worker: Worker) -> None:
             return retriever.catalogue_vectors().numpy()
 
     worker.clusters = ClusterRefresh(
-        sampler,
-        negatives,
+        use,
+        settings,
         worker.dataset.catalogue(),
         worker.ranks,
+        at_least=at_least,
         item_vectors=item_vectors,
         seed=worker.train.seed,
         report=worker.clustered,
