@@ -117,4 +117,5 @@ def _make(
 def _in_a_task() -> Any:
     """`_make` as a Ray task that no full cluster keeps waiting: it reserves nothing, and lies in no worker's bundle."""
     anywhere = PlacementGroupSchedulingStrategy(placement_group=None)  # type: ignore[arg-type]  # Ray's word for none
-    return ray.remote(num_cpus=0, max_retries=1, scheduling_strategy=anywhere)(_make)
+    task: Any = ray.remote(num_cpus=0, max_retries=1, scheduling_strategy=anywhere)
+    return task(_make)
