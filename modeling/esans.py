@@ -137,7 +137,9 @@ class EsansSampler(Negatives):
         weights_EWM, target_weights_EW = self._weights(len(codes_E2), rows_EM.shape[1], generator)
         if self.corrects:
             log_q_EM = self.log_probability(codes_E2, rows_EM)
-            shared_log_q_EN = self.log_probability(codes_E2, shared_N.cpu().expand(len(codes_E2), -1))
+            # It is the same for all targets of a subcluster.
+            codes_T2, which_E = codes_E2.unique(dim=0, return_inverse=True)
+            shared_log_q_EN = self.log_probability(codes_T2, shared_N.cpu().expand(len(codes_T2), -1))[which_E]
         else:
             log_q_EM, shared_log_q_EN = self.log_q(rows_EM), self.log_q(shared_N.expand(len(codes_E2), -1))
         return OwnNegatives(

@@ -126,7 +126,7 @@ def positives_among(
 def own_softmax(
     query_ED: Float[Tensor, "E D"],
     target_ED: Float[Tensor, "E D"],
-    own_EXD: Float[Tensor, "E X D"],
+    own_score_EX: Float[Tensor, "E X"],
     shared_ND: Float[Tensor, "N D"],
     *,
     kept_EX: Bool[Tensor, "E X"],
@@ -142,13 +142,14 @@ def own_softmax(
     Logits are those of `sampled_softmax`, but what one draw gives depends on the target. All arithmetic in float32.
 
     Args:
-        query_ED, target_ED, own_EXD, shared_ND: L2-normalised vectors; E is at least 1, X and N may be 0.
+        query_ED, target_ED, shared_ND: L2-normalised vectors; E is at least 1, X and N may be 0.
+        own_score_EX: cosines with each target's own negatives.
         kept_EX: which of its own each target is told from; a target with none and N = 0 has the loss 0.
         positive_rows_EK: shared negatives that are among a row's are left out of that row.
     """
     queries = query_ED.float() / temperature
     target_E1 = (queries * target_ED.float()).sum(-1, keepdim=True) - target_log_q_E[:, None]
-    own_EX = (own_EXD.float() @ queries[..., None])[..., 0] - own_log_q_EX
+    own_EX = own_score_EX.float() / temperature - own_log_q_EX
     shared_EN = queries @ shared_ND.float().T - shared_log_q_EN
     shared_EN = shared_EN.index_put(
         positives_among(positive_rows_EK, shared_rows_N), shared_EN.new_tensor(float("-inf"))

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
+
+# Blends are taken to be at least this long before they get unit length: vectors that point away from each other could
+# cancel out.
+SHORTEST = 1e-3
 
 
 @dataclass(frozen=True)
@@ -21,32 +24,31 @@ class OwnNegatives:
     weights_EWM: Float[Tensor, "E W M"]  # of the items in each blend
     target_weights_EW: Float[Tensor, "E W"]  # of the target in it
 
-    def candidates(
+    def scores(
         self,
+        query_ED: Float[Tensor, "E D"],
         target_ED: Float[Tensor, "E D"],
         item_EMD: Float[Tensor, "E M D"],
         positive_rows_EK: Int[Tensor, "E K"],
-        target_log_q_E: Float[Tensor, "E"],
-    ) -> tuple[Float[Tensor, "E X D"], Float[Tensor, "E X"], Bool[Tensor, "E X"]]:
-        """The X = M + W vectors of the items and the blends, their log q, and which of them count.
+    ) -> tuple[Float[Tensor, "E X"], Bool[Tensor, "E X"]]:
+        """Cosines of each query with its M items and W blends, X = M + W in all, and which of them count; in float32.
 
         An item that is one of the row's positives does not count and has no part in any blend; a blend without items
-        does not count either. Blends have unit length, the target's log q, and pass gradients to target and items.
+        does not count either. Blends have unit length and pass gradients to the target and the items, but stand
+        nowhere: their cosines and lengths come from the inner products of what they are made of.
 
         Args:
-            target_ED, item_EMD: L2-normalised vectors.
+            query_ED, target_ED, item_EMD: L2-normalised vectors.
         """
         kept_EM = (self.rows_EM > 0) & (self.rows_EM[:, :, None] != positive_rows_EK[:, None]).all(-1)
-        weights_EWM = self.weights_EWM.to(item_EMD.dtype) * kept_EM[:, None]
-        of_target_EWD = self.target_weights_EW.to(target_ED.dtype)[..., None] * target_ED[:, None]
-        blend_EWD = functional.normalize(weights_EWM @ item_EMD + of_target_EWD, dim=-1)
-        kept_EW = weights_EWM.any(-1)
-        log_q_EW = target_log_q_E[:, None].expand(kept_EW.shape)
-        return (
-            torch.cat([item_EMD, blend_EWD], 1),
-            torch.cat([self.log_q_EM, log_q_EW], 1),
-            torch.cat([kept_EM, kept_EW], 1),
-        )
+        kept_weights_EWM = self.weights_EWM * kept_EM[:, None]
+        weights_EWP = torch.cat([kept_weights_EWM, self.target_weights_EW[..., None]], -1)
+        part_EPD = torch.cat([item_EMD.float(), target_ED.float()[:, None]], 1)  # P = M + 1
+        score_EP = (part_EPD @ query_ED.float()[..., None])[..., 0]
+        inner_EPP = part_EPD @ part_EPD.mT
+        squared_EW = ((weights_EWP @ inner_EPP) * weights_EWP).sum(-1)
+        blend_EW = (weights_EWP @ score_EP[..., None])[..., 0] * squared_EW.clamp(min=SHORTEST**2).rsqrt()
+        return torch.cat([score_EP[:, :-1], blend_EW], 1), torch.cat([kept_EM, kept_weights_EWM.any(-1)], 1)
 
 
 class Negatives(nn.Module):

@@ -135,17 +135,18 @@ class Retriever(nn.Module):
             )
         else:
             item_EMD = functional.normalize(items(own.rows_EM), dim=-1)
-            own_EXD, own_log_q_EX, kept_EX = own.candidates(target_ED, item_EMD, positives_EK, log_q_E)
+            own_score_EX, kept_EX = own.scores(query_ED, target_ED, item_EMD, positives_EK)
+            num_blends = own_score_EX.shape[1] - own.rows_EM.shape[1]
             loss = own_softmax(
                 query_ED,
                 target_ED,
-                own_EXD,
+                own_score_EX,
                 negative_ND,
                 kept_EX=kept_EX,
                 positive_rows_EK=positives_EK,
                 shared_rows_N=negatives_N,
                 target_log_q_E=log_q_E,
-                own_log_q_EX=own_log_q_EX,
+                own_log_q_EX=torch.cat([own.log_q_EM, log_q_E[:, None].expand(-1, num_blends)], 1),
                 shared_log_q_EN=own.shared_log_q_EN,
                 temperature=self.temperature,
             )

@@ -136,40 +136,43 @@ def test_virtual_negatives_are_blends_of_unit_length_and_lack_what_does_not_coun
     own = built.own(targets_E, torch.arange(0), torch.Generator().manual_seed(0))
     table_VD = unit(NUM_ROWS, 8, seed=0).requires_grad_()
     positives_EK = torch.stack([targets_E, own.rows_EM[:, 0], own.rows_EM[:, 6]], 1)  # an easy and a hard one, besides
-    vectors_EXD, log_q_EX, kept_EX = own.candidates(
-        table_VD[targets_E], table_VD[own.rows_EM], positives_EK, built.log_q(targets_E)
-    )
-    assert vectors_EXD.shape[1] + built.num_uniform == built.scored_per_target == 2 * (3 + 5) + 3 + 3
+    query_ED = unit(len(targets_E), 8, seed=1).requires_grad_()
+    score_EX, kept_EX = own.scores(query_ED, table_VD[targets_E], table_VD[own.rows_EM], positives_EK)
+    assert score_EX.shape[1] + built.num_uniform == built.scored_per_target == 2 * (3 + 5) + 3 + 3
     assert not kept_EX[:, [0, 6]].any()
-    blends_EWD, kept_EW = vectors_EXD[:, 9:], kept_EX[:, 9:]
-    torch.testing.assert_close(blends_EWD.norm(dim=-1)[kept_EW], torch.ones(int(kept_EW.sum())))
-    assert not kept_EW[:, 10].any()  # between the target and the hard one that is a positive
-    assert kept_EW[:, 11:].all()
-    # The first three of the first cluster but for the item that is a positive.
-    weights_EBO = own.weights_EWM[:, :5, :3].clone()
-    weights_EBO[..., 0] = 0
-    expected = functional.normalize(weights_EBO @ table_VD[own.rows_EM[:, :3]], dim=-1)
-    torch.testing.assert_close(blends_EWD[:, :5], expected)
-    share_E1 = own.target_weights_EW[:, 11, None]
-    assert (share_E1 >= 0).all() and (share_E1 <= 0.5).all()  # noqa: PT018
-    mixed = share_E1 * table_VD[targets_E] + (1 - share_E1) * table_VD[own.rows_EM[:, 7]]
-    torch.testing.assert_close(blends_EWD[:, 11], functional.normalize(mixed, dim=-1))
-    torch.testing.assert_close(log_q_EX[:, 9:], torch.full_like(log_q_EX[:, 9:], -float(np.log(NUM_ROWS - 1))))
-    blends_EWD.sum().backward()
-    assert table_VD.grad is not None
-    assert (table_VD.grad[1:].abs().sum(1) > 0).all()
+    counts_EM = (own.rows_EM[:, :, None] != positives_EK[:, None]).all(-1)  # a cluster may be drawn twice
+    assert torch.equal(kept_EX[:, :9], counts_EM)
+    item_EMD = table_VD[own.rows_EM]
+    torch.testing.assert_close(score_EX[:, :9], torch.einsum("emd,ed->em", item_EMD, query_ED))
+    assert not kept_EX[:, 19].any()  # between the target and the hard one that is a positive
+    assert kept_EX[:, 20:].all()
+    # Of other clusters, without the items that are positives; of the target and a hard one.
+    vectors = [own.weights_EWM[:, :10, :6] * counts_EM[:, None, :6] @ item_EMD[:, :6]]
+    share_EO1 = own.target_weights_EW[:, 11:, None]
+    assert ((share_EO1 >= 0) & (share_EO1 <= 0.5)).all()
+    vectors.append(share_EO1 * table_VD[targets_E][:, None] + (1 - share_EO1) * item_EMD[:, 7:])
+    explicit_EWD = functional.normalize(torch.cat(vectors, 1), dim=-1)
+    expected_EW = torch.einsum("ewd,ed->ew", explicit_EWD, query_ED)
+    found_EW = torch.cat([score_EX[:, 9:19], score_EX[:, 20:]], 1)
+    torch.testing.assert_close(found_EW, expected_EW)
+    told = [
+        torch.autograd.grad(score.sum(), (table_VD, query_ED), retain_graph=True) for score in (found_EW, expected_EW)
+    ]
+    for one, other in zip(*told, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    assert (told[0][0][1:].abs().sum(1) > 0).all()
 
 
 def _explicit(
-    own_EXD: Tensor, query_ED: Tensor, target_ED: Tensor, shared_ND: Tensor, case: dict[str, Tensor]
+    score_EX: Tensor, query_ED: Tensor, target_ED: Tensor, shared_ND: Tensor, case: dict[str, Tensor]
 ) -> Tensor:
     """One target after the other, one candidate after the other."""
     losses = []
     for row in range(len(query_ED)):
         logits = [query_ED[row] @ target_ED[row] / 0.1 - case["target_log_q_E"][row]]
-        for place in range(own_EXD.shape[1]):
+        for place in range(score_EX.shape[1]):
             if case["kept_EX"][row, place]:
-                logits.append(query_ED[row] @ own_EXD[row, place] / 0.1 - case["own_log_q_EX"][row, place])
+                logits.append(score_EX[row, place] / 0.1 - case["own_log_q_EX"][row, place])
         for place in range(len(shared_ND)):
             if case["shared_rows_N"][place] not in case["positive_rows_EK"][row]:
                 logits.append(query_ED[row] @ shared_ND[place] / 0.1 - case["shared_log_q_EN"][row, place])
@@ -180,7 +183,12 @@ def _explicit(
 @pytest.mark.parametrize(("num_own", "num_shared"), [(7, 6), (7, 0), (0, 6)])
 def test_the_loss_and_its_gradients_are_those_of_an_explicit_softmax(num_own: int, num_shared: int) -> None:
     draw = torch.Generator().manual_seed(0)
-    vectors = [unit(11, num_own, 8, seed=1), unit(11, 8, seed=2), unit(11, 8, seed=3), unit(num_shared, 8, seed=4)]
+    vectors = [
+        0.5 * torch.randn(11, num_own, generator=draw),
+        unit(11, 8, seed=2),
+        unit(11, 8, seed=3),
+        unit(num_shared, 8, seed=4),
+    ]
     vectors = [value.requires_grad_() for value in vectors]
     case = {
         "kept_EX": torch.rand(11, num_own, generator=draw) < 0.7,
@@ -190,9 +198,9 @@ def test_the_loss_and_its_gradients_are_those_of_an_explicit_softmax(num_own: in
         "own_log_q_EX": torch.randn(11, num_own, generator=draw),
         "shared_log_q_EN": torch.randn(11, num_shared, generator=draw),
     }
-    own_EXD, query_ED, target_ED, shared_ND = vectors
-    found = own_softmax(query_ED, target_ED, own_EXD, shared_ND, **case, temperature=0.1)
-    expected = _explicit(own_EXD, query_ED, target_ED, shared_ND, case)
+    score_EX, query_ED, target_ED, shared_ND = vectors
+    found = own_softmax(query_ED, target_ED, score_EX, shared_ND, **case, temperature=0.1)
+    expected = _explicit(score_EX, query_ED, target_ED, shared_ND, case)
     torch.testing.assert_close(found, expected)
     gradients = [torch.autograd.grad(loss, vectors, materialize_grads=True) for loss in (found, expected)]
     for one, other in zip(*gradients, strict=True):
@@ -207,7 +215,7 @@ def test_without_own_negatives_it_is_the_loss_over_shared_ones() -> None:
     found = own_softmax(
         query_ED,
         table_VD[targets_E],
-        torch.zeros(8, 0, 8),
+        torch.zeros(8, 0),
         table_VD[shared_N],
         kept_EX=torch.zeros(8, 0, dtype=torch.bool),
         positive_rows_EK=targets_E[:, None],
