@@ -138,7 +138,8 @@ class EsansSampler(Negatives):
         if self.corrects:
             log_q_EM = self.log_probability(codes_E2, rows_EM)
             # It is the same for all targets of a subcluster.
-            codes_T2, which_E = codes_E2.unique(dim=0, return_inverse=True)
+            flat_T, which_E = torch.unique(layout.flat(codes_E2), return_inverse=True)
+            codes_T2 = torch.stack([flat_T // layout.num_subclusters, flat_T % layout.num_subclusters], 1)
             shared_log_q_EN = self.log_probability(codes_T2, shared_N.cpu().expand(len(codes_T2), -1))[which_E]
         else:
             log_q_EM, shared_log_q_EN = self.log_q(rows_EM), self.log_q(shared_N.expand(len(codes_E2), -1))
