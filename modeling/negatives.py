@@ -43,12 +43,13 @@ class OwnNegatives:
         kept_EM = (self.rows_EM > 0) & (self.rows_EM[:, :, None] != positive_rows_EK[:, None]).all(-1)
         kept_weights_EWM = self.weights_EWM * kept_EM[:, None]
         weights_EWP = torch.cat([kept_weights_EWM, self.target_weights_EW[..., None]], -1)
-        part_EPD = torch.cat([item_EMD.float(), target_ED.float()[:, None]], 1)  # P = M + 1
-        score_EP = (part_EPD @ query_ED.float()[..., None])[..., 0]
-        inner_EPP = part_EPD @ part_EPD.mT
-        squared_EW = ((weights_EWP @ inner_EPP) * weights_EWP).sum(-1)
-        blend_EW = (weights_EWP @ score_EP[..., None])[..., 0] * squared_EW.clamp(min=SHORTEST**2).rsqrt()
-        return torch.cat([score_EP[:, :-1], blend_EW], 1), torch.cat([kept_EM, kept_weights_EWM.any(-1)], 1)
+        # P = M + 1 parts of blends, the target behind the items, and Q = P + 1 with the query behind those.
+        part_EQD = torch.cat([item_EMD.float(), target_ED.float()[:, None], query_ED.float()[:, None]], 1)
+        inner_EPQ = (part_EQD @ part_EQD.mT)[:, :-1]
+        blended_EWQ = weights_EWP @ inner_EPQ
+        squared_EW = (blended_EWQ[..., :-1] * weights_EWP).sum(-1)
+        blend_EW = blended_EWQ[..., -1] * squared_EW.clamp(min=SHORTEST**2).rsqrt()
+        return torch.cat([inner_EPQ[:, :-1, -1], blend_EW], 1), torch.cat([kept_EM, kept_weights_EWM.any(-1)], 1)
 
 
 class Negatives(nn.Module):
