@@ -14,6 +14,7 @@ from ray.train import DataConfig
 from data.batch import Batch, collate, to_device
 from data.dataset import PreparedDataset
 from data.encode import encode_histories, encode_windows
+from data.ragged import IntArray
 from data.windows import (
     WINDOW_COLUMNS,
     WINDOW_KEY,
@@ -118,6 +119,15 @@ class TrainingStream:
         self._kept: list[pa.Table] | None = None
         self._fits: list[pa.Table] | None = None  # the part as far as it was read, while it fits into memory
         self._handed_out: list[pa.Table] = []
+        self._groups_V: IntArray | None = None
+
+    def group_by(self, groups_V: IntArray) -> None:
+        """Make batches of windows whose last targets have equal or near numbers, from the next buffer on.
+
+        Args:
+            groups_V: number of each item row.
+        """
+        self._groups_V = groups_V
 
     def batches(self, *, seed: int, epoch: int, rank: int, consumed: pa.Table | None = None) -> Iterator[Batch]:
         """The batches of one epoch, on the stream's device.
@@ -131,7 +141,10 @@ class TrainingStream:
         for whole in self._buffers() if self._kept is None else self._kept:
             windows = whole if done is None else whole.filter(pa.array(~done.holds(whole)))
             encoded = encode_windows(windows)
-            for rows in length_buckets(encoded.lengths_B, events_per_batch=self._events_per_batch, random=random):
+            groups_B = None if self._groups_V is None else self._groups_V[encoded.next_items_B]
+            for rows in length_buckets(
+                encoded.lengths_B, events_per_batch=self._events_per_batch, random=random, groups_B=groups_B
+            ):
                 self._handed_out.append(windows.select(WINDOW_KEY).take(pa.array(rows)))
                 yield to_device(collate(encoded, rows), self._device)
 

@@ -113,7 +113,11 @@ class WindowSet:
 
 
 def length_buckets(
-    lengths_B: npt.NDArray[np.int64], *, events_per_batch: int, random: np.random.Generator
+    lengths_B: npt.NDArray[np.int64],
+    *,
+    events_per_batch: int,
+    random: np.random.Generator,
+    groups_B: npt.NDArray[np.int64] | None = None,
 ) -> Iterator[npt.NDArray[np.int64]]:
     """Split rows into batches of similar length, each of at most `events_per_batch` padded events.
 
@@ -121,15 +125,22 @@ def length_buckets(
     in random order, so padding stays low and every epoch pairs other rows. A row longer than
     `events_per_batch` gets a batch of its own.
 
+    Args:
+        groups_B: rows are ordered by these numbers first, so that batches are of rows whose groups are equal, or
+            follow one another; with more padding, since lengths then differ.
+
     Returns:
         Row numbers of each batch; every row occurs exactly once.
     """
     shuffled = random.permutation(len(lengths_B))
-    order = shuffled[np.argsort(lengths_B[shuffled], kind="stable")]
-    cuts = [0]
+    keys = (lengths_B[shuffled],) if groups_B is None else (lengths_B[shuffled], groups_B[shuffled])
+    order = shuffled[np.lexsort(keys)]
+    cuts, longest = [0], 0
     for position, row in enumerate(order):
-        if position > cuts[-1] and (position - cuts[-1] + 1) * lengths_B[row] > events_per_batch:
+        longest = max(longest, int(lengths_B[row]))
+        if position > cuts[-1] and (position - cuts[-1] + 1) * longest > events_per_batch:
             cuts.append(position)
+            longest = int(lengths_B[row])
     batches = np.split(order, cuts[1:]) if len(order) else []
     for number in random.permutation(len(batches)):
         yield batches[number]

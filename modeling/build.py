@@ -9,6 +9,8 @@ from data.conditions import Conditions
 from data.item_features import ItemFeatures
 from modeling.conditioning import CONDITIONERS, Conditioning, ConditionTable
 from modeling.encoder import Encoder
+from modeling.esans import EsansSampler
+from modeling.esans_settings import EsansNegatives
 from modeling.feature_table import FeatureTable, FeatureValues
 from modeling.foresight import LinearHeads, Prediction, SharedHeads
 from modeling.hashed_table import HashedTable
@@ -215,3 +217,5 @@ def _negatives(settings: ModelSettings, train_counts_V: torch.Tensor) -> Negativ
             return NegativeSampler(train_counts_V, num_uniform=0, num_in_batch=in_batch.num_in_batch)
         case MixedNegatives() as mixed:
             return NegativeSampler(train_counts_V, num_uniform=mixed.num_uniform, num_in_batch=mixed.num_in_batch)
+        case EsansNegatives() as esans:
+            return EsansSampler(len(train_counts_V), **esans.model_dump(exclude={"kind", "clusters"}))

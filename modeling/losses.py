@@ -1,7 +1,7 @@
 """Losses of the retriever."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
@@ -121,6 +121,41 @@ def positives_among(
     which_M = torch.repeat_interleave(counts)
     nth_M = torch.arange(len(which_M), device=which_M.device) - (counts.cumsum(0) - counts)[which_M]
     return which_M // positive_rows_EK.shape[1], places_N[firsts[which_M] + nth_M]
+
+
+def own_softmax(
+    query_ED: Float[Tensor, "E D"],
+    target_ED: Float[Tensor, "E D"],
+    own_score_EX: Float[Tensor, "E X"],
+    shared_ND: Float[Tensor, "N D"],
+    *,
+    kept_EX: Bool[Tensor, "E X"],
+    positive_rows_EK: Int[Tensor, "E K"],
+    shared_rows_N: Int[Tensor, "N"],
+    target_log_q_E: Float[Tensor, "E"],
+    own_log_q_EX: Float[Tensor, "E X"],
+    shared_log_q_EN: Float[Tensor, "E N"],
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Mean softmax loss of each target against X negatives of its own and N shared ones, all in one softmax.
+
+    Logits are those of `sampled_softmax`, but what one draw gives depends on the target. All arithmetic in float32.
+
+    Args:
+        query_ED, target_ED, shared_ND: L2-normalised vectors; E is at least 1, X and N may be 0.
+        own_score_EX: cosines with each target's own negatives.
+        kept_EX: which of its own each target is told from; a target with none and N = 0 has the loss 0.
+        positive_rows_EK: shared negatives that are among a row's are left out of that row.
+    """
+    queries = query_ED.float() / temperature
+    target_E1 = (queries * target_ED.float()).sum(-1, keepdim=True) - target_log_q_E[:, None]
+    own_EX = own_score_EX.float() / temperature - own_log_q_EX
+    shared_EN = queries @ shared_ND.float().T - shared_log_q_EN
+    shared_EN = shared_EN.index_put(
+        positives_among(positive_rows_EK, shared_rows_N), shared_EN.new_tensor(float("-inf"))
+    )
+    logits_EC = torch.cat([target_E1, own_EX.masked_fill(~kept_EX, float("-inf")), shared_EN], 1)
+    return functional.cross_entropy(logits_EC, torch.zeros(len(logits_EC), dtype=torch.long, device=logits_EC.device))
 
 
 def full_softmax(

@@ -1,12 +1,64 @@
 """Negative samplers: which items a target is told from, and how likely each item was to be drawn."""
 
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+# Blends are taken to be at least this long before they get unit length: vectors that point away from each other could
+# cancel out.
+SHORTEST = 1e-3
+
+
+@dataclass(frozen=True)
+class OwnNegatives:
+    """What each of E targets is told from, besides the negatives that all share: M items, and W blends of them.
+
+    A blend is a virtual negative: a vector between those of the target and of its items.
+    """
+
+    rows_EM: Int[Tensor, "E M"]  # items; 0 = a place that nothing was found for
+    log_q_EM: Float[Tensor, "E M"]  # natural log of the probability that one draw for this target gives the item
+    shared_log_q_EN: Float[Tensor, "E N"]  # the same of the shared negatives, for this target
+    weights_EWM: Float[Tensor, "E W M"]  # of the items in each blend
+    target_weights_EW: Float[Tensor, "E W"]  # of the target in it
+
+    def scores(
+        self,
+        query_ED: Float[Tensor, "E D"],
+        target_ED: Float[Tensor, "E D"],
+        item_EMD: Float[Tensor, "E M D"],
+        positive_rows_EK: Int[Tensor, "E K"],
+    ) -> tuple[Float[Tensor, "E X"], Bool[Tensor, "E X"]]:
+        """Cosines of each query with its M items and W blends, X = M + W in all, and which of them count; in float32.
+
+        An item that is one of the row's positives does not count and has no part in any blend; a blend without items
+        does not count either. Blends have unit length and pass gradients to the target and the items, but stand
+        nowhere: their cosines and lengths come from the inner products of what they are made of.
+
+        Args:
+            query_ED, target_ED, item_EMD: L2-normalised vectors.
+        """
+        kept_EM = (self.rows_EM > 0) & (self.rows_EM[:, :, None] != positive_rows_EK[:, None]).all(-1)
+        kept_weights_EWM = self.weights_EWM * kept_EM[:, None]
+        weights_EWP = torch.cat([kept_weights_EWM, self.target_weights_EW[..., None]], -1)
+        # P = M + 1 parts of blends, the target behind the items, and Q = P + 1 with the query behind those.
+        part_EQD = torch.cat([item_EMD.float(), target_ED.float()[:, None], query_ED.float()[:, None]], 1)
+        inner_EPQ = (part_EQD @ part_EQD.mT)[:, :-1]
+        blended_EWQ = weights_EWP @ inner_EPQ
+        squared_EW = (blended_EWQ[..., :-1] * weights_EWP).sum(-1)
+        blend_EW = blended_EWQ[..., -1] * squared_EW.clamp(min=SHORTEST**2).rsqrt()
+        return torch.cat([inner_EPQ[:, :-1, -1], blend_EW], 1), torch.cat([kept_EM, kept_weights_EWM.any(-1)], 1)
 
 
 class Negatives(nn.Module):
     """Which items a batch's targets are told from: base of the ways to choose them."""
+
+    @property
+    def scored_per_target(self) -> int:
+        """Candidates that each target is scored against, itself not counted."""
+        raise NotImplementedError
 
     def forward(self, targets_E: Int[Tensor, "E"], generator: torch.Generator | None) -> Int[Tensor, "N"]:
         """Rows of the negatives, shared by all targets; never row 0."""
@@ -15,6 +67,12 @@ class Negatives(nn.Module):
     def log_q(self, rows: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Natural log of the probability that one draw gives each of these rows."""
         raise NotImplementedError
+
+    def own(
+        self, targets_E: Int[Tensor, "E"], shared_N: Int[Tensor, "N"], generator: torch.Generator | None
+    ) -> OwnNegatives | None:
+        """What each target is told from besides the shared negatives; None where that is nothing."""
+        return None
 
 
 class EveryItem(Negatives):
@@ -26,6 +84,11 @@ class EveryItem(Negatives):
     def __init__(self, num_rows: int) -> None:
         super().__init__()
         self.num_rows = num_rows
+
+    @property
+    def scored_per_target(self) -> int:
+        """Every item but padding."""
+        return self.num_rows - 1
 
     def forward(self, targets_E: Int[Tensor, "E"], generator: torch.Generator | None) -> Int[Tensor, "N"]:
         """Every row but padding."""
@@ -67,6 +130,11 @@ class NegativeSampler(Negatives):
         mixture_V[0] = 0
         # A buffer that is not saved: it belongs to training, not to the artifact.
         self.register_buffer("log_q_V", mixture_V.log().float(), persistent=False)
+
+    @property
+    def scored_per_target(self) -> int:
+        """All that a batch draws: its targets share them."""
+        return self.num_uniform + self.num_in_batch
 
     def forward(self, targets_E: Int[Tensor, "E"], generator: torch.Generator | None) -> Int[Tensor, "N"]:
         """Rows of `num_uniform + num_in_batch` negatives; never row 0."""

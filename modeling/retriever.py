@@ -14,8 +14,8 @@ from modeling.conditioning import Conditioner, Conditioning, Trunk, rows_at
 from modeling.encoder import Encoder
 from modeling.foresight import Foresight, LinearHeads, Prediction, SharedHeads, following, foresee, last_labels
 from modeling.item_table import HeldItems, ItemTable, TokenisedItems, TokensHeldAs
-from modeling.losses import sampled_softmax
-from modeling.negatives import Negatives
+from modeling.losses import own_softmax, sampled_softmax
+from modeling.negatives import Negatives, OwnNegatives
 from modeling.view import View, causal
 
 
@@ -86,31 +86,71 @@ class Retriever(nn.Module):
         labelled_BLK = plan.labels_BLK > 0
         next_E = plan.labels_BLK[..., 0][labelled_BLK[..., 0]]
         negatives_N = self.sampler(next_E if len(next_E) else batch["items_BL"][:1, 0], generator)
-        items = self._hold(batch["items_BL"], plan.labels_BLK, negatives_N)
+        # Padding stands in where a head has no label, and counts for nothing: under ZeRO-3 all ranks must go one way.
+        kept = [kept_BL if kept_BL.any() else _first_place(kept_BL) for kept_BL in labelled_BLK.unbind(-1)]
+        positives = [plan.labels_BLK[kept_BL] for kept_BL in kept]
+        own = [self.sampler.own(rows_EK[:, head], negatives_N, generator) for head, rows_EK in enumerate(positives)]
+        named = [found.rows_EM for found in own if found is not None]
+        items = self._hold(batch["items_BL"], plan.labels_BLK, negatives_N, *named)
         negative_ND = functional.normalize(items(negatives_N), dim=-1)
         losses = []
         for head, asked_BLD in enumerate(self._asked(batch, plan, items, generator)):
-            kept_BL = labelled_BLK[..., head]
-            labelled = bool(kept_BL.any())
-            if not labelled:
-                # Padding stands in for a label, and counts for nothing: under ZeRO-3 every rank has to go the same way.
-                kept_BL = _first_place(kept_BL)
-            positives_EK = plan.labels_BLK[kept_BL]
-            targets_E = positives_EK[:, head]
-            loss = sampled_softmax(
-                functional.normalize(asked_BLD[kept_BL], dim=-1),
-                functional.normalize(items(targets_E), dim=-1),
-                negative_ND,
-                positive_rows_EK=positives_EK,
-                negative_rows_N=negatives_N,
-                target_log_q_E=self.sampler.log_q(targets_E) if labelled else torch.zeros(1, device=targets_E.device),
-                negative_log_q_N=self.sampler.log_q(negatives_N),
-                temperature=self.temperature,
-            )
-            losses.append(loss if labelled else loss * 0)
+            query_ED = functional.normalize(asked_BLD[kept[head]], dim=-1)
+            loss = self._head_loss(query_ED, positives[head], head, items, (negatives_N, negative_ND), own[head])
+            losses.append(loss)
         head_losses_K = torch.stack(losses)
         num_targets = torch.tensor(len(next_E), device=head_losses_K.device)
         return Losses(loss=head_losses_K.sum(), head_losses_K=head_losses_K.detach(), num_targets=num_targets)
+
+    def _head_loss(
+        self,
+        query_ED: Float[Tensor, "E D"],
+        positives_EK: Int[Tensor, "E K"],
+        head: int,
+        items: HeldItems,
+        shared: tuple[Int[Tensor, "N"], Float[Tensor, "N D"]],
+        own: OwnNegatives | None,
+    ) -> Float[Tensor, ""]:
+        """Loss of one head, whose target is one of the positives; 0 where it is padding.
+
+        Args:
+            shared: rows and vectors of the negatives that all targets share.
+            own: what each target is told from besides.
+        """
+        assert self.sampler is not None
+        (negatives_N, negative_ND), targets_E = shared, positives_EK[:, head]
+        labelled = bool(targets_E.any())
+        log_q_E = self.sampler.log_q(targets_E) if labelled else torch.zeros(1, device=targets_E.device)
+        target_ED = functional.normalize(items(targets_E), dim=-1)
+        if own is None:
+            loss = sampled_softmax(
+                query_ED,
+                target_ED,
+                negative_ND,
+                positive_rows_EK=positives_EK,
+                negative_rows_N=negatives_N,
+                target_log_q_E=log_q_E,
+                negative_log_q_N=self.sampler.log_q(negatives_N),
+                temperature=self.temperature,
+            )
+        else:
+            item_EMD = functional.normalize(items(own.rows_EM), dim=-1)
+            own_score_EX, kept_EX = own.scores(query_ED, target_ED, item_EMD, positives_EK)
+            num_blends = own_score_EX.shape[1] - own.rows_EM.shape[1]
+            loss = own_softmax(
+                query_ED,
+                target_ED,
+                own_score_EX,
+                negative_ND,
+                kept_EX=kept_EX,
+                positive_rows_EK=positives_EK,
+                shared_rows_N=negatives_N,
+                target_log_q_E=log_q_E,
+                own_log_q_EX=torch.cat([own.log_q_EM, log_q_E[:, None].expand(-1, num_blends)], 1),
+                shared_log_q_EN=own.shared_log_q_EN,
+                temperature=self.temperature,
+            )
+        return loss if labelled else loss * 0
 
     def _asked(
         self, batch: Batch, plan: Foresight, items: HeldItems, generator: torch.Generator | None

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from data.settings import Settings
+from modeling.esans_settings import EsansNegatives
 from modeling.token_settings import FeatureItems, TokenSettings
 
 
@@ -108,7 +109,7 @@ class HashedItems(Settings):
 ItemsSettings = Annotated[ItemRows | HashedItems | FeatureItems, Field(discriminator="kind")]
 EncoderSettings = Annotated[HstuSettings | TransformerSettings | SasrecSettings, Field(discriminator="kind")]
 NegativesSettings = Annotated[
-    UniformNegatives | InBatchNegatives | MixedNegatives | AllNegatives, Field(discriminator="kind")
+    UniformNegatives | InBatchNegatives | MixedNegatives | AllNegatives | EsansNegatives, Field(discriminator="kind")
 ]
 
 

@@ -76,6 +76,30 @@ def test_an_epoch_that_is_left_twice_hands_out_every_window_once_on_any_number_o
     assert events == targets
 
 
+def test_windows_whose_last_targets_are_in_one_group_come_together(windows: pa.Table) -> None:
+    groups_V = np.arange(61) % 5
+    stream = TrainingStream(
+        Part(windows),
+        events_per_batch=16,
+        windows_per_buffer=len(windows),
+        cache_bytes=0,
+        device=torch.device("cpu"),
+    )
+
+    def crossings() -> int:
+        """Batches with more than one group in them."""
+        found = []
+        for batch in stream.batches(seed=1, epoch=0, rank=0):
+            ends_B = batch["targets_BL"][torch.arange(len(batch["lengths_B"])), batch["lengths_B"] - 1]
+            found.append(len(set(groups_V[ends_B].tolist())))
+        assert Counter(keys(stream.position())) == Counter(keys(windows.select(WINDOW_KEY)))
+        return sum(count > 1 for count in found)
+
+    apart = crossings()
+    stream.group_by(groups_V)
+    assert crossings() <= 4 < apart  # at most where one group ends and the next begins
+
+
 def test_the_next_epoch_is_whole_again_from_memory(windows: pa.Table) -> None:
     [stream] = streams(windows, 1, seed=0, cache_bytes=2**30)
     done = windows.select(WINDOW_KEY).slice(0, 30)

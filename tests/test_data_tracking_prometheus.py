@@ -90,4 +90,9 @@ def test_figures_without_a_metric_are_few_and_known() -> None:
     assert {name for name in set(TRACKED) - set(FIGURES) if name.startswith(("train/", "data/", "system/"))} == {
         "data/epoch_targets",  # of an epoch that has ended; the axes say how far the run is
         "system/train_seconds",
+        # Of runs alone whose negatives are drawn from clusters of the items.
+        "system/clusters",
+        "system/largest_cluster",
+        "system/clustering_seconds",
+        "system/clustering_waited_seconds",
     }

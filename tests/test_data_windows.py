@@ -1,6 +1,7 @@
 """Windows, encoding and batches, against slow oracles."""
 
 import time
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -184,3 +185,17 @@ def test_padding_of_skewed_lengths_is_low_and_epochs_differ(seed: int) -> None:
     assert 1 - lengths_B.sum() / computed < 0.05
     again = list(length_buckets(lengths_B, events_per_batch=4096, random=random))
     assert {frozenset(batch.tolist()) for batch in batches} != {frozenset(batch.tolist()) for batch in again}
+
+
+@given(seed=st.integers(0, 50), limit=st.integers(1, 400), num_groups=st.integers(1, 12))
+def test_batches_by_group_hold_every_row_once_and_rows_of_equal_or_following_groups(
+    seed: int, limit: int, num_groups: int
+) -> None:
+    random = np.random.default_rng(seed)
+    lengths_B, groups_B = random.integers(1, 50, 120), random.integers(0, num_groups, 120)
+    batches = list(length_buckets(lengths_B, events_per_batch=limit, random=random, groups_B=groups_B))
+    assert sorted(np.concatenate(batches)) == list(range(120))
+    assert all(len(rows) == 1 or len(rows) * lengths_B[rows].max() <= limit for rows in batches)
+    # In the order of their groups, no batch reaches back into what the one before it has passed.
+    spans = sorted((int(groups_B[rows].min()), int(groups_B[rows].max())) for rows in batches)
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))

@@ -61,11 +61,7 @@ def train_epoch(worker: Worker) -> None:
         NonFiniteLoss: on every rank, if any rank's loss is not finite.
     """
     train, state = worker.train, worker.state
-    # Negatives and dropout are a function of (seed, epoch, rank), so a resumed epoch draws the same.
-    done = [] if worker.consumed is None else [len(worker.consumed)]
-    draws = np.random.SeedSequence([train.seed, state.epoch, worker.ranks.rank, *done]).generate_state(2)
-    worker.generator.manual_seed(int(draws[0]))
-    torch.manual_seed(int(draws[1]))
+    _seed_epoch(worker)
     worker.engine.train()
     window = StepWindow()
     batches = worker.stream.batches(
@@ -86,6 +82,7 @@ def train_epoch(worker: Worker) -> None:
             where=where,
             measure_norm=due,
         )
+        worker.refresh_clusters()
         window.add(
             head_losses=figures["head_losses"],
             num_targets=figures["num_targets"],
@@ -114,6 +111,14 @@ def train_epoch(worker: Worker) -> None:
     if worker.telemetry is not None:
         worker.telemetry.write("epoch", state.step, epoch=state.epoch, events_seen=seen, events=state.events)
     state.events = 0
+
+
+def _seed_epoch(worker: Worker) -> None:
+    """Negatives and dropout are a function of (seed, epoch, rank), so a resumed epoch draws the same."""
+    done = [] if worker.consumed is None else [len(worker.consumed)]
+    draws = np.random.SeedSequence([worker.train.seed, worker.state.epoch, worker.ranks.rank, *done]).generate_state(2)
+    worker.generator.manual_seed(int(draws[0]))
+    torch.manual_seed(int(draws[1]))
 
 
 def _save_inside_epoch(worker: Worker, events: int) -> None:

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from data.settings import Settings
 from data.windows import WindowRule
+from modeling.esans_settings import ClusterSettings
 from trainer.baseline_settings import BaselineSettings, MostPopular
 
 
@@ -112,6 +113,11 @@ class TrainSettings(Settings):
         ge=1,
         description="events per batch and worker, padding included; where another number of workers goes on, theirs "
         "are larger or smaller, so that all together take as many as before",
+    )
+    clustered_batches: ClusterSettings | None = Field(
+        None,
+        description="batches are of windows whose last targets lie in the same clusters of the items, or in near ones, "
+        "so that in-batch negatives are hard (NGAME); None: of any windows of similar length",
     )
     windows_per_buffer: int = Field(16_384, ge=1, description="windows shuffled and bucketed by length together")
     cache_gib: float = Field(

@@ -28,8 +28,9 @@ def read_figures(run_dir: str | Path) -> list[dict[str, Any]]:
 
 
 class Telemetry:
-    """Writes rows `{"kind": "start" | "step" | "epoch" | "validation" | "checkpoint", "step": ..., ...}` as they come,
-    and tells the run's trackers.
+    """Writes rows `{"kind": KIND, "step": ..., ...}` as they come, and tells the run's trackers.
+
+    KIND is start, step, epoch, validation, checkpoint or clusters.
 
     A run that resumes from step s first drops the rows past s, so that a step never stands twice.
 

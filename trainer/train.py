@@ -26,6 +26,7 @@ from data.tracking.published import Published
 from modeling.artifact import Artifact, save_artifact
 from modeling.settings import HashedItems, ModelSettings
 from trainer.checkpoints import METRIC, RAY, mend_snapshot, whole_checkpoints
+from trainer.clusters import check_clusters
 from trainer.curves import FILE_NAME as CURVE
 from trainer.curves import draw_curve
 from trainer.gaps import settled, with_gap
@@ -113,6 +114,7 @@ def _check_fit(train: TrainSettings, model: ModelSettings, dataset: PreparedData
             "model.negatives.kind all needs every item on every worker, and train.item_table.kind sharded splits them; "
             "draw uniform negatives, or keep the table replicated"
         )
+    check_clusters(train, model, dataset)
     if model.items.kind == "hashed":
         _check_hashed(train, model.items, dataset)
     if model.items.kind == "features":

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import ray.train
 import ray.train.torch
@@ -17,11 +19,14 @@ from data.tracking.contract import RunFacts
 from data.tracking.published import Published
 from data.tracking.settings import TrackingSettings
 from modeling.build import build_retriever
+from modeling.esans import Clusters, EsansSampler
 from modeling.hashed_table import row_hashes
 from modeling.retriever import Retriever
 from modeling.settings import ModelSettings
 from trainer.checkpoints import LoopState, newest_checkpoint
-from trainer.engine import start_engine
+from trainer.cluster_refresh import ClusterRefresh
+from trainer.clusters import clusters_asked, near_to_near
+from trainer.engine import plain_weights, start_engine
 from trainer.ranks import Ranks
 from trainer.settings import EvaluateSettings, TrainSettings
 from trainer.start import start_from
@@ -48,6 +53,7 @@ class Worker:
     tracking: TrackingSettings
     targets_per_epoch: int  # over all ranks
     generator: torch.Generator = field(default_factory=torch.Generator)
+    clusters: ClusterRefresh | None = None  # of items, where negatives or batches are made of them
 
     def events_seen(self, own: int = 0) -> int:
         """Targets that all ranks have trained on since the run began. A collective.
@@ -62,6 +68,16 @@ class Worker:
         if self.telemetry is not None:
             state = self.state
             self.telemetry.write("checkpoint", state.step, epoch=state.epoch, events_seen=events_seen, seconds=seconds)
+
+    def refresh_clusters(self) -> None:
+        """After a step, whatever the clusters of the items need, where there are any. A collective."""
+        if self.clusters is not None:
+            self.clusters.tick(self.state.step)
+
+    def clustered(self, step: int, figures: dict[str, Any]) -> None:
+        """Report that the items were put into new clusters, or were not."""
+        if self.telemetry is not None:
+            self.telemetry.write("clusters", step, epoch=self.state.epoch, **figures)
 
 
 def set_up_worker(config: dict[str, Any]) -> Worker:
@@ -119,6 +135,7 @@ def set_up_worker(config: dict[str, Any]) -> Worker:
         targets_per_epoch=config["total_targets"],
     )
     _start_telemetry(worker, config["run"], resumed=found is not None)
+    _start_clusters(worker)
     return worker
 
 
@@ -152,6 +169,41 @@ def _start_telemetry(worker: Worker, run: RunFacts, *, resumed: bool) -> None:
         seconds=state.seconds,
         windows=0 if worker.consumed is None else len(worker.consumed),
     )
+
+
+def _start_clusters(worker: Worker) -> None:
+    """Cluster the items, from the weights as they are, where negatives or batches need it. A collective."""
+    asked, sampler = clusters_asked(worker.train, worker.model), worker.engine.module.sampler
+    if asked is None:
+        return
+    _, settings, at_least = asked
+
+    def use(clusters: Clusters) -> None:
+        if isinstance(sampler, EsansSampler):
+            sampler.use(clusters)
+        else:
+            worker.stream.group_by(near_to_near(clusters))
+
+    def item_vectors() -> npt.NDArray[np.float32] | None:
+        weights = plain_weights(worker.engine)
+        if worker.ranks.rank != 0:
+            return None
+        retriever = build_model(worker.model, worker.dataset, None, worker.item_hashes, trains=False)
+        retriever.load_state_dict(weights)
+        with torch.no_grad():
+            return retriever.catalogue_vectors().numpy()
+
+    worker.clusters = ClusterRefresh(
+        use,
+        settings,
+        worker.dataset.catalogue(),
+        worker.ranks,
+        at_least=at_least,
+        item_vectors=item_vectors,
+        seed=worker.train.seed,
+        report=worker.clustered,
+    )
+    worker.clusters.first(worker.state.step)
 
 
 def build_model(

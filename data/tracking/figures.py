@@ -23,6 +23,10 @@ FIGURES = {
     "system/workers": "workers of the attempt",
     "system/checkpoint_seconds": "seconds to save a checkpoint and hand it to Ray Train",
     "system/train_seconds": "seconds spent training and validating, all attempts together",
+    "system/clusters": "clusters of the items, from which negatives are drawn",
+    "system/largest_cluster": "items of the largest of them",
+    "system/clustering_seconds": "seconds to put the items into clusters, beside training but for the first time",
+    "system/clustering_waited_seconds": "seconds that training waited for the new clusters",
     "eval/users": "users of the validation",
     "eval/seconds": "seconds of the validation",
     "eval/coverage_at_10": "share of the catalogue that anyone was recommended",
@@ -35,11 +39,20 @@ RANKING_METRICS = {
     "mrr": "mean of 1 / rank of the first target, 0 beyond K",
 }
 _GROUPS = {name.partition("/")[2]: name.partition("/")[0] for name in FIGURES}
-_BY_KIND = {"step": "train", "validation": "eval", "epoch": "data", "start": "system", "checkpoint": "system"}
+_BY_KIND = {
+    "step": "train",
+    "validation": "eval",
+    "epoch": "data",
+    "start": "system",
+    "checkpoint": "system",
+    "clusters": "system",
+}
 _RENAMED = {
     ("epoch", "events"): "data/epoch_targets",
     ("validation", "train_seconds"): "system/train_seconds",
     ("checkpoint", "seconds"): "system/checkpoint_seconds",
+    ("clusters", "seconds"): "system/clustering_seconds",
+    ("clusters", "waited_seconds"): "system/clustering_waited_seconds",
 }
 # Of a row, what says when: the axes of `data.tracking.contract`, and what only the run's own file needs.
 _NO_FIGURES = {"epoch", "events_seen", "windows"}
@@ -55,7 +68,7 @@ def tracked_figures(kind: str, figures: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of one row of `metrics.jsonl` under their names in trackers.
 
     Args:
-        kind: of the row: start, step, epoch, validation, checkpoint.
+        kind: of the row: start, step, epoch, validation, checkpoint, clusters.
     """
     result = {}
     for name, value in figures.items():
