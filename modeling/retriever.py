@@ -16,6 +16,7 @@ from modeling.foresight import Foresight, LinearHeads, Prediction, following, fo
 from modeling.item_table import HeldItems, ItemTable
 from modeling.losses import sampled_softmax
 from modeling.negatives import Negatives
+from modeling.objectives import Objectives
 from modeling.view import View, causal
 
 
@@ -43,6 +44,7 @@ class Retriever(nn.Module):
         reads_times: whether any block has a time bias.
         prediction: what a position learns to predict.
         conditioning: how answers are asked for, and how that is learned; None for a retriever without conditions.
+        objectives: blocks of the vectors, and the stages that learn them; None for one objective.
         sampler: chooses the negatives of a batch; None for a retriever that only answers.
         temperature: divides the cosine scores in the loss.
     """
@@ -58,6 +60,7 @@ class Retriever(nn.Module):
         reads_times: bool,
         prediction: Prediction,
         conditioning: Conditioning | None = None,
+        objectives: Objectives | None = None,
         sampler: Negatives | None,
         temperature: float,
     ) -> None:
@@ -69,6 +72,7 @@ class Retriever(nn.Module):
         self.reads_times = reads_times
         self.prediction = prediction
         self.conditioning = conditioning
+        self.objectives = objectives
         self.sampler = sampler
         self.temperature = temperature
 
@@ -83,11 +87,13 @@ class Retriever(nn.Module):
         plan = foresee(batch, self.prediction, generator)
         if self.conditioning is not None and self.conditioning.last_only:
             plan = last_labels(plan, batch["lengths_B"])
+        if self.objectives is not None:
+            plan = self.objectives.labels(plan, batch["next_actions_BL"])
         labelled_BLK = plan.labels_BLK > 0
         next_E = plan.labels_BLK[..., 0][labelled_BLK[..., 0]]
         negatives_N = self.sampler(next_E if len(next_E) else batch["items_BL"][:1, 0], generator)
         items = self._hold(batch["items_BL"], plan.labels_BLK, negatives_N)
-        negative_ND = functional.normalize(items(negatives_N), dim=-1)
+        negative_ND = self.normalized(items(negatives_N))
         losses = []
         for head, asked_BLD in enumerate(self._asked(batch, plan, items, generator)):
             kept_BL = labelled_BLK[..., head]
@@ -98,9 +104,9 @@ class Retriever(nn.Module):
             positives_EK = plan.labels_BLK[kept_BL]
             targets_E = positives_EK[:, head]
             loss = sampled_softmax(
-                functional.normalize(asked_BLD[kept_BL], dim=-1),
-                functional.normalize(items(targets_E), dim=-1),
-                negative_ND,
+                self._compared(self.normalized(asked_BLD[kept_BL]), head),
+                self._compared(self.normalized(items(targets_E)), head),
+                self._compared(negative_ND, head),
                 positive_rows_EK=positives_EK,
                 negative_rows_N=negatives_N,
                 target_log_q_E=self.sampler.log_q(targets_E) if labelled else torch.zeros(1, device=targets_E.device),
@@ -121,7 +127,11 @@ class Retriever(nn.Module):
             yield from self._conditioned(trunk, plan, generator)
             return
         for hidden_BLD in self._heads(trunk):
-            yield hidden_BLD if plan.rows_BL is None else rows_at(hidden_BLD, plan.rows_BL)
+            asked_BLD = hidden_BLD if plan.rows_BL is None else rows_at(hidden_BLD, plan.rows_BL)
+            if self.objectives is None:
+                yield asked_BLD
+            else:  # one query, which every objective that is trained has a loss of
+                yield from [self.objectives(asked_BLD)] * len(self.objectives.trained)
 
     def _heads(self, trunk: Trunk) -> Iterator[Float[Tensor, "B L D"]]:
         """Hidden vectors of every event, head by head."""
@@ -148,7 +158,8 @@ class Retriever(nn.Module):
     ) -> Float[Tensor, "B R D"]:
         """Hidden vectors of rows that stand at events, each told a condition; without conditions, of the events."""
         if self.conditioning is None:
-            return Conditioner.untold(trunk, branch, places_BR)
+            hidden_BRD = Conditioner.untold(trunk, branch, places_BR)
+            return hidden_BRD if self.objectives is None else self.objectives(hidden_BRD)
         blocks = list(self.encoder.blocks)
         told_BRD: Tensor = self.conditioning.conditioner(trunk, blocks, branch, places_BR, conditions_BR)
         return told_BRD
@@ -160,9 +171,7 @@ class Retriever(nn.Module):
         popularity instead.
         """
         trunk, last_B1 = self._last(batch)
-        return functional.normalize(
-            self._told(trunk, self.branches[0], last_B1, torch.zeros_like(last_B1))[:, 0], dim=-1
-        )
+        return self.normalized(self._told(trunk, self.branches[0], last_B1, torch.zeros_like(last_B1))[:, 0])
 
     def head_query_vectors(self, batch: Batch) -> Float[Tensor, "B K D"]:
         """L2-normalised query vectors after the last event of each history, one per item ahead."""
@@ -170,7 +179,7 @@ class Retriever(nn.Module):
         heads = [self._told(trunk, branch, last_B1, torch.zeros_like(last_B1)) for branch in self.branches]
         if self.linear_heads is not None:
             heads = list(self.linear_heads(heads[0]))
-        return functional.normalize(torch.cat(heads, 1), dim=-1)
+        return self.normalized(torch.cat(heads, 1))
 
     def conditioned_query_vectors(self, batch: Batch, conditions_BP: Int[Tensor, "B P"]) -> Float[Tensor, "B P D"]:
         """L2-normalised query vectors after the last event of each history, one per condition.
@@ -183,15 +192,27 @@ class Retriever(nn.Module):
         assert self.conditioning is not None  # who has no conditions offers none
         trunk, last_B1 = self._last(batch)
         places_BP = last_B1.expand_as(conditions_BP)
-        return functional.normalize(self._told(trunk, self.branches[0], places_BP, conditions_BP), dim=-1)
+        return self.normalized(self._told(trunk, self.branches[0], places_BP, conditions_BP))
 
     def item_vectors(self, rows: Int[Tensor, "..."]) -> Float[Tensor, "... D"]:
         """L2-normalised vector of each item row."""
-        return functional.normalize(self._hold(rows)(rows), dim=-1)
+        return self.normalized(self._hold(rows)(rows))
 
     def catalogue_vectors(self) -> Float[Tensor, "V D"]:
         """L2-normalised vectors of all rows."""
         return self.item_vectors(torch.arange(self.items.num_rows, device=next(self.parameters()).device))
+
+    def normalized(self, vectors: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        """Vectors of queries or items that scores are inner products of: of length 1, or less before the last stage."""
+        if self.objectives is None:
+            return functional.normalize(vectors, dim=-1)
+        return self.objectives.normalized(vectors)
+
+    def _compared(self, vectors: Float[Tensor, "... D"], head: int) -> Tensor:
+        """What of normalised vectors the loss of a head compares: all, or the blocks up to an objective's."""
+        if self.objectives is None:
+            return vectors
+        return self.objectives.compared(vectors, self.objectives.trained[head])
 
     def _hold(self, *rows: Int[Tensor, "..."]) -> HeldItems:
         """The vectors of these rows in the number format of the model's own weights."""
@@ -207,7 +228,10 @@ class Retriever(nn.Module):
 
     def _trunk(self, batch: Batch, items: HeldItems, allowed: Tensor, query_times_BL: Tensor) -> Trunk:
         view = View(allowed, time_buckets(query_times_BL, batch["times_BL"]) if self.reads_times else None)
-        return Trunk(self.encoder(items(batch["items_BL"]), batch, view), view, batch)
+        item_BLD = items(batch["items_BL"])
+        if self.objectives is not None:
+            item_BLD = self.objectives.seen(item_BLD)
+        return Trunk(self.encoder(item_BLD, batch, view), view, batch)
 
 
 def _first_place(like_BL: Bool[Tensor, "B L"]) -> Bool[Tensor, "B L"]:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from data.settings import Settings
+from modeling.objectives_settings import ObjectivesSettings
 
 
 class HstuSettings(Settings):
@@ -184,6 +185,9 @@ class ModelSettings(Settings):
     encoder: EncoderSettings = Field(HstuSettings(), description="the blocks; the last of them is that of a head")
     prediction: PredictionSettings = Field(PredictionSettings(), description="what each position predicts")
     condition: ConditionSettings | None = Field(None, description="how answers are asked for; None: they are not")
+    objectives: ObjectivesSettings | None = Field(
+        None, description="several objectives in one vector, learnt in stages (CSMF); None: one objective, all events"
+    )
     negatives: NegativesSettings = Field(UniformNegatives(), description="what a target is told from")
     temperature: float = Field(0.05, gt=0, description="divides the cosine scores in the loss")
 
@@ -197,6 +201,21 @@ class ModelSettings(Settings):
     def _heads_divide_width(self) -> "ModelSettings":
         if not isinstance(self.encoder, HstuSettings) and self.width % self.encoder.heads:
             raise ValueError(f"width {self.width} is not a multiple of the {self.encoder.heads} heads")
+        return self
+
+    @model_validator(mode="after")
+    def _objectives_fit(self) -> "ModelSettings":
+        if self.objectives is None:
+            return self
+        blocks = self.objectives.blocks(self.width)
+        if sum(blocks) != self.width or min(blocks) < 1:
+            raise ValueError(f"objectives: blocks of {list(blocks)} coordinates do not make a width of {self.width}")
+        several = self.prediction.heads > 1 or self.prediction.window_seconds is not None
+        if several or self.condition is not None or self.items.kind == "hashed":
+            raise ValueError(
+                "objectives needs one head that predicts the next item (prediction.heads 1, no window_seconds), no "
+                "condition, and a row per item (items.kind rows)"
+            )
         return self
 
     @property
