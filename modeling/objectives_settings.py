@@ -98,7 +98,8 @@ class ObjectivesSettings(Settings):
         """What is wrong with the weights of a request; None if nothing is."""
         unknown = sorted(set(weights) - set(self.learnt))
         if unknown:
-            return f"found {', '.join(unknown)}, expected some of {', '.join(self.learnt)}, which the model has learnt"
+            shown = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+            return f"found {shown}, expected some of {', '.join(self.learnt)}, which the model has learnt"
         wrong = [
             f"{name}={weight:g}" for name, weight in weights.items() if not (math.isfinite(weight) and weight >= 0)
         ]
