@@ -42,7 +42,8 @@ class ModelSettings(Settings):
     model: Sections = Field(default_factory=dict, description="`model` section, laid over the data set's")
     train: Sections = Field(default_factory=dict, description="`train` section, laid over the data set's")
     begins_with: str | None = Field(
-        None, description="an earlier row, of whose artifact of the same data set and seed it trains on (train.start_from)"
+        None,
+        description="an earlier row, whose artifact of the same data set and seed training begins with",
     )
     data: list[str] | None = Field(None, description="data sets that have this row; all by default")
     seeds: list[int] | None = Field(None, description="seeds of this row; the suite's by default")
