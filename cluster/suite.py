@@ -83,7 +83,7 @@ class SuiteSettings(Settings):
             earlier = list(self.models)[: list(self.models).index(name)]
             if row.begins_with is not None and row.begins_with not in earlier:
                 raise ValueError(
-                    f"models.{name} begins with the row {row.begins_with!r}; the rows before it are {', '.join(earlier)}"
+                    f"models.{name} begins with the row {row.begins_with!r}; before it stand {', '.join(earlier)}"
                 )
         for protocol in self.compare_under:
             if protocol not in self.protocols:

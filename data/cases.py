@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from data.batch import Batch, collate
@@ -71,8 +70,8 @@ def split_cases(
             a history may be empty.
         request_time: target: the time of the first target, which tells a model that reads times when
             the next event happens; last_event: the time of the newest visible event, 0 where none is.
-        target_actions: only events of the split with these actions are targets; users without any are left out. What
-            is visible, and when they ask, goes by the first event of the split all the same.
+        target_actions: only events with these actions are targets; users without any are left out. What is visible,
+            and when they ask, goes by the first event of the split all the same.
 
     Raises:
         DatasetError: a gap is asked for, and the log had no times; or the log lacks an action.
@@ -91,9 +90,7 @@ def split_cases(
         )
         starts = train if split == "validation" else train + validation
         stops = starts + (validation if split == "validation" else test)
-        users = np.flatnonzero(stops > starts)
-        if codes is not None:
-            users = users[_have_targets(rows, users, starts, stops, codes)]
+        users = _users_with_targets(rows, starts, stops, codes)
         visible = _visible_events(rows, users, starts[users], gap_seconds)
         lengths = np.array([len(events) for events in visible], np.int64)
         chosen = np.flatnonzero(lengths >= min_events)[:left]
@@ -117,15 +114,16 @@ def _action_codes(dataset: PreparedDataset, names: Collection[str]) -> IntArray:
     return np.array([found.index(name) + 1 for name in names], np.int64)
 
 
-def _have_targets(
-    rows: pa.Table, users: IntArray, starts: IntArray, stops: IntArray, codes: IntArray
-) -> npt.NDArray[np.bool_]:
-    """Which users have an event with one of these action codes between two places of their history."""
+def _users_with_targets(rows: pa.Table, starts: IntArray, stops: IntArray, codes: IntArray | None) -> IntArray:
+    """The users who have events between two places of their history; with codes, events of these actions."""
+    users = np.flatnonzero(stops > starts)
+    if codes is None:
+        return users
     column = list_column(rows, "actions")
     begins = column.offsets.to_numpy().astype(np.int64)[users]
     before = np.concatenate([[0], np.cumsum(np.isin(column.values.to_numpy(), codes))])
-    found: npt.NDArray[np.bool_] = before[begins + stops[users]] > before[begins + starts[users]]
-    return found
+    with_targets: IntArray = users[before[begins + stops[users]] > before[begins + starts[users]]]
+    return with_targets
 
 
 def check_targets(dataset: PreparedDataset, split: Split, target_actions: Collection[str] | None) -> None:

@@ -132,14 +132,15 @@ class Objectives(nn.Module):
 
     def normalized(self, vectors: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """Each learnt block at the square root of its share of D, the others 0; a vector that is so already stays."""
-        blocks = vectors.split(self.widths, -1)[: self.num_learnt]
+        blocks = torch.split(vectors, list(self.widths), -1)[: self.num_learnt]
         shares = [functional.normalize(block, dim=-1) * self._share(place) ** 0.5 for place, block in enumerate(blocks)]
         return self._padded(torch.cat(shares, -1))
 
     def compared(self, vectors: Float[Tensor, "... D"], place: int) -> Float[Tensor, "... P"]:
         """The P coordinates up to the block of an objective, of length 1: their inner product is a loss's cosine."""
         width = sum(self.widths[: place + 1])
-        return vectors[..., :width] * (sum(self.widths) / width) ** 0.5
+        compared: Tensor = vectors[..., :width] * (sum(self.widths) / width) ** 0.5
+        return compared
 
     def labels(self, plan: Foresight, next_actions_BL: Int[Tensor, "B L"]) -> Foresight:
         """The same plan with one column of labels for each objective that has a loss: of its own events alone."""

@@ -118,7 +118,7 @@ def test_the_first_seed_of_every_model_comes_before_the_second_of_any() -> None:
         ({"compare_under": ["x"]}, "compare_under names 'x'; there are"),
         (
             {"models": {"a": {"title": "A", "begins_with": "b"}, "b": {"title": "B"}}, "compare": []},
-            "models.a begins with the row 'b'; the rows before it are",
+            "models.a begins with the row 'b'; before it stand",
         ),
     ],
 )
