@@ -112,6 +112,10 @@ NegativesSettings = Annotated[
 ]
 
 
+# Negatives whose scores are those of plain item vectors, block by block.
+WITH_OBJECTIVES = ("uniform", "in_batch", "mixed", "all")
+
+
 class PredictionSettings(Settings):
     """What each position learns to predict: next-item prediction by default.
 
@@ -211,10 +215,11 @@ class ModelSettings(Settings):
         if sum(blocks) != self.width or min(blocks) < 1:
             raise ValueError(f"objectives: blocks of {list(blocks)} coordinates do not make a width of {self.width}")
         several = self.prediction.heads > 1 or self.prediction.window_seconds is not None
-        if several or self.condition is not None or self.items.kind == "hashed":
+        negatives = self.negatives.kind in WITH_OBJECTIVES
+        if several or self.condition is not None or self.items.kind != "rows" or not negatives:
             raise ValueError(
                 "objectives needs one head that predicts the next item (prediction.heads 1, no window_seconds), no "
-                "condition, and a row per item (items.kind rows)"
+                f"condition, a row per item (items.kind rows), and negatives.kind of {', '.join(WITH_OBJECTIVES)}"
             )
         return self
 
