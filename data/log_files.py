@@ -33,6 +33,7 @@ _FORMATS: Mapping[str, Format] = {
     ".dat": "csv",
     ".data": "csv",
     ".inter": "csv",
+    ".item": "csv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "jsonl",

@@ -6,6 +6,7 @@ it counts as started, so a release that answers otherwise here than where it was
 
 import logging
 import os
+import socket
 from typing import Any
 
 import ray
@@ -22,6 +23,8 @@ from serve.registry import find_release, record_deployment
 from serve.retriever import Ready
 
 logger = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 10
 
 
 def run(release: str, recipe: Recipe, address: str | None = None) -> dict[str, Any]:
@@ -74,14 +77,27 @@ def run(release: str, recipe: Recipe, address: str | None = None) -> dict[str, A
 
 def _served(address: str | None) -> Ready:
     """What the running application answers with."""
+    place = address or os.environ.get("RAY_ADDRESS") or "auto"
     try:
         if not ray.is_initialized():
-            ray.init(address or os.environ.get("RAY_ADDRESS") or "auto", logging_level=logging.WARNING)
+            _check_listens(place)
+            ray.init(place, logging_level=logging.WARNING)
         endpoint = ray.serve.get_app_handle(APPLICATION)
         found: Ready = endpoint.ready.remote().result(timeout_s=60)
-    except (ConnectionError, ray.serve.exceptions.RayServeException, TimeoutError) as error:
+    except (OSError, ray.serve.exceptions.RayServeException) as error:
         raise EndpointError(
             f"no application {APPLICATION!r} answers there ({error}); start it with farsight serve, or give the "
             "ray_address that it printed with --address"
         ) from None
     return found
+
+
+def _check_listens(address: str) -> None:
+    """Whether somebody is at HOST:PORT. Ray itself would ask a dead address again for minutes.
+
+    Raises:
+        OSError: nobody is.
+    """
+    host, mark, port = address.removeprefix("ray://").rpartition(":")
+    if mark and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()

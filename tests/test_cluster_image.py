@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -15,7 +16,8 @@ DOCKERFILE = (IMAGE / "Dockerfile").read_text(encoding="utf-8")
 def lint(dockerfile: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     file = tmp_path / "Dockerfile"
     file.write_text(dockerfile)
-    return subprocess.run(["hadolint", "--no-color", str(file)], capture_output=True, text=True, check=False)
+    program = Path(sys.executable).with_name("hadolint")  # installed beside Python, which need not be on the PATH
+    return subprocess.run([program, "--no-color", str(file)], capture_output=True, text=True, check=False)
 
 
 def test_hadolint_finds_nothing_in_the_dockerfile_and_something_in_a_worse_one(tmp_path: Path) -> None:

@@ -200,15 +200,21 @@ def test_a_table_of_any_names_is_imported_with_a_catalogue_of_its_own(tmp_path: 
 def test_a_packed_text_table_with_typed_names_and_tabs_is_imported(tmp_path: Path) -> None:
     text = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n196\t242\t3\t881250949\n"
     (tmp_path / "x.inter.xz").write_bytes(lzma.compress(text.encode()))
+    items = "item_id:token\tmovie_title:token_seq\tclass:token_seq\n242\tKolya\tComedy Drama\n"
+    (tmp_path / "x.item.xz").write_bytes(lzma.compress(items.encode()))
     names = {"user_id": "user_id:token", "item_id": "item_id:token", "weight": "rating:float"}
     run(
         "table",
         str(tmp_path / "x.inter.xz"),
         str(tmp_path / "out"),
         {**names, "timestamp": "timestamp:float"},
+        str(tmp_path / "x.item.xz"),
+        {"item_id": "item_id:token", "title": "movie_title:token_seq", "categories": "class:token_seq"},
+        category_separator=" ",
         separator="\t",
     )
     assert events_of(tmp_path / "out") == [rating("196", "242", 3.0, 881250949)]
+    assert catalogue_of(tmp_path / "out") == {"242": (["Comedy", "Drama"], "Kolya")}
 
 
 def test_refused_rows_are_set_apart_and_too_many_stop_the_import(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from data.errors import MachineError, RecipeError
+from data.errors import EndpointError, MachineError, RecipeError
 from serve.app import _wait_for_signal, run
 from serve.build import run as build_release
 from tests.ports import free_port
@@ -30,6 +30,14 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     artifact = write_artifact(place / "artifact", write_dataset(place / "dataset"))
     build_release(str(artifact.directory), str(place / "release"), {})
     return place / "release"
+
+
+def test_a_deployment_where_nobody_listens_ends_at_once() -> None:
+    command = [sys.executable, "-m", "cluster.cli", "deploy", "nowhere", "--address", f"127.0.0.1:{free_port()}"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == EndpointError.exit_code
+    assert "no application 'farsight' answers there" in ended.stderr
+    assert "refused" in ended.stderr
 
 
 def test_histories_that_cannot_be_kept_are_refused_before_anything_starts(release: Path, tmp_path: Path) -> None:
