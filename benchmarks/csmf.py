@@ -36,9 +36,9 @@ OBJECTIVES = ("exposure", "click", "conversion")
 METRICS = ("recall@50", "ndcg@50")
 # What the last stage is measured against for each objective.
 RIVALS = {
-    "exposure": ("plain", "shared_bottom"),
-    "click": ("single_click", "shared_bottom"),
-    "conversion": ("single_conversion", "shared_bottom"),
+    "exposure": ("plain", "shared_bottom", "mmoe"),
+    "click": ("single_click", "shared_bottom", "mmoe"),
+    "conversion": ("single_conversion", "shared_bottom", "mmoe"),
 }
 # Of the weights of two objectives, the share of the later one.
 SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)

@@ -90,6 +90,7 @@ def _objectives(settings: ModelSettings, actions: Sequence[str]) -> Objectives |
         settings.width,
         stated.blocks(settings.width),
         neurons=stated.neurons,
+        experts=stated.experts,
         stage=None if stated.stage is None else stated.names.index(stated.stage),
         levels=stated.levels(actions),
     )

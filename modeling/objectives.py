@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -69,9 +69,9 @@ class StagePart(nn.Module):
         for layer in (self.read, self.write):
             nn.init.normal_(layer.weight, std=INITIAL_DEVIATION)
 
-    def added(self, normed_BRD: Float[Tensor, "B R D"], owned_F: Bool[Tensor, "F"]) -> Float[Tensor, "B R D"]:
-        """What the owned neurons add to the hidden vector."""
-        added_BRD: Tensor = self.write(functional.silu(self.read(normed_BRD)) * owned_F)
+    def added(self, normed_BRD: Float[Tensor, "B R D"], counted: Shaped[Tensor, "... F"]) -> Float[Tensor, "B R D"]:
+        """What the neurons add to the hidden vector, each as far as it counts: 1 or 0, or the share of a gate."""
+        added_BRD: Tensor = self.write(functional.silu(self.read(normed_BRD)) * counted)
         return added_BRD
 
     def masses(self) -> Float[Tensor, "F"]:
@@ -91,6 +91,7 @@ class Objectives(nn.Module):
         widths: coordinates of each objective's block.
         neurons: F.
         stage: place of the objective that is trained and answers; None for all at once, with one set of neurons.
+        experts: E of the mixture (MMoE, Ma et al., KDD 2018; each expert is F / E of the neurons); 1 for none.
         levels: of each action code, 0 (none) first, of how many objectives its events are; None if nothing is trained.
     """
 
@@ -98,7 +99,14 @@ class Objectives(nn.Module):
     levels_A: Tensor
 
     def __init__(
-        self, width: int, widths: Sequence[int], *, neurons: int, stage: int | None, levels: Sequence[int] | None
+        self,
+        width: int,
+        widths: Sequence[int],
+        *,
+        neurons: int,
+        stage: int | None,
+        experts: int = 1,
+        levels: Sequence[int] | None,
     ) -> None:
         super().__init__()
         self.widths = tuple(widths)
@@ -106,6 +114,7 @@ class Objectives(nn.Module):
         self.num_learnt = len(widths) if stage is None else stage + 1
         self.norm = nn.RMSNorm(width, elementwise_affine=False)
         self.parts = nn.ModuleList(StagePart(width, neurons, own) for own in widths)
+        self.gates = nn.ModuleList(nn.Linear(width, experts) for _ in widths) if experts > 1 else None
         # The number of the stage that owns each neuron, from 1; 0: freed, for the next stage to take.
         self.register_buffer("owners_F", torch.ones(neurons, dtype=torch.long))
         self.register_buffer("levels_A", torch.tensor(levels or [1]), persistent=False)
@@ -119,9 +128,19 @@ class Objectives(nn.Module):
         """The blocks of the query vector, not normalised; those that are not learnt yet are 0."""
         normed_BRD, blocks = self.norm(hidden_BRD), []
         for place, part in enumerate(self._learnt()):
-            hidden_BRD = hidden_BRD + part.added(normed_BRD, self.owners_F == place + 1)
-            blocks.append(part.project(hidden_BRD))
+            if self.gates is None:
+                hidden_BRD = hidden_BRD + part.added(normed_BRD, self.owners_F == place + 1)
+                blocks.append(part.project(hidden_BRD))
+            else:
+                blocks.append(part.project(hidden_BRD + self._mixture(normed_BRD, place)))
         return self._padded(torch.cat(blocks, -1))
+
+    def _mixture(self, normed_BRD: Float[Tensor, "B R D"], place: int) -> Float[Tensor, "B R D"]:
+        """What the experts add for one objective, by its gate."""
+        assert self.gates is not None
+        shares_BRE = self.gates[place](normed_BRD).softmax(-1)
+        neurons_each = len(self.owners_F) // shares_BRE.shape[-1]
+        return self._learnt()[0].added(normed_BRD, shares_BRE.repeat_interleave(neurons_each, -1))
 
     def seen(self, item_BLD: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """What the encoder sees of item vectors: with stages the first block alone, since the others change later."""

@@ -34,6 +34,12 @@ class ObjectivesSettings(Settings):
         None, description="coordinates of each objective's block; they add up to model.width; None: equal shares"
     )
     neurons: int = Field(128, ge=1, description="hidden neurons of the layer that the objectives share out (F)")
+    experts: int = Field(
+        1,
+        ge=1,
+        description="without stages: parts that the neurons are split into, which each objective mixes by a gate of "
+        "its own (MMoE); 1: a shared bottom",
+    )
     free_mass: float = Field(
         0.3, ge=0, lt=1, description="share of the neurons' absolute weights whose weakest holders are freed (tau)"
     )
@@ -63,6 +69,11 @@ class ObjectivesSettings(Settings):
             )
         if self.widths is not None and (len(self.widths) != len(self.names) or min(self.widths) < 1):
             raise ValueError(f"widths {list(self.widths)}: expected one number of at least 1 for each of {listed}")
+        if self.experts > 1 and (self.stage is not None or self.neurons % self.experts):
+            raise ValueError(
+                f"experts {self.experts} split {self.neurons} neurons into equal parts where there are no stages; "
+                "change one of them, or leave out stage"
+            )
         if self.recover and self.stage is None:
             raise ValueError("recover tunes a stage; name it in stage")
         if self.weights and (problem := self.wrong_weights(self.weights)):

@@ -170,6 +170,21 @@ def test_without_stages_every_objective_has_a_loss_of_its_own_events() -> None:
     assert (losses["head_losses_K"] > 0).all()
 
 
+def test_experts_are_mixed_by_the_gate_of_each_objective() -> None:
+    found, hidden_BRD = of(built(experts=4)), torch.randn(2, 3, WIDTH)
+    normed_BRD, [first, *_] = found.norm(hidden_BRD), found.parts
+    wanted = []
+    for gate, part in zip(cast(torch.nn.ModuleList, found.gates), found.parts, strict=True):
+        shares = gate(normed_BRD).softmax(-1)
+        mixed = hidden_BRD
+        for expert in range(4):  # by hand: expert e is neurons 5 e to 5 e + 4
+            own = slice(5 * expert, 5 * expert + 5)
+            inner = torch.nn.functional.silu(normed_BRD @ first.read.weight[own].T)  # type: ignore[union-attr, index]
+            mixed = mixed + shares[..., expert : expert + 1] * (inner @ first.write.weight[:, own].T)  # type: ignore[union-attr, index]
+        wanted.append(part.project(mixed))  # type: ignore[operator]
+    torch.testing.assert_close(found(hidden_BRD), torch.cat(wanted, -1), atol=1e-5, rtol=1e-5)
+
+
 def test_earlier_stages_are_bitwise_unchanged_by_later_ones() -> None:
     model = trained(built(stage="exposure"))
     scores: list[Tensor] = []
@@ -272,6 +287,8 @@ def test_wrong_weights_are_named(weights: dict[str, float], problem: str | None)
         ({"widths": [6, 6]}, "expected one number of at least 1 for each"),
         ({"widths": [6, 6, 6]}, "do not make a width of 12"),
         ({"recover": True}, "recover tunes a stage"),
+        ({"experts": 3}, "experts 3 split 20 neurons into equal parts"),
+        ({"experts": 4, "stage": "click"}, "where there are no stages"),
         ({"weights": {"click": -1}}, "weights: found click=-1"),
     ],
 )

@@ -8,7 +8,7 @@ from modeling.settings import ModelSettings
 from trainer.settings import EvaluateSettings, TrainSettings
 
 # What all stages of one model share.
-SHARED = ("names", "actions", "widths", "neurons")
+SHARED = ("names", "actions", "widths", "neurons", "experts")
 
 
 def check_objectives(train: TrainSettings, model: ModelSettings, dataset: PreparedDataset) -> None:
