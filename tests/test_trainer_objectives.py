@@ -1,11 +1,13 @@
 """Stages on Ray Train, what may follow what, and weights that move recall from one objective to another."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing as mp
 
 import trainer.evaluate
 import trainer.train
@@ -20,13 +22,28 @@ from modeling.build import build_retriever
 from modeling.objectives_settings import ObjectivesSettings
 from modeling.retriever import Retriever
 from modeling.settings import ModelSettings
+from tests.ports import free_port
+from tests.ranks import join_ranks
 from tests.small_world import NUM_ITEMS, write_dataset
 from tests.training_runs import recipe
+from trainer.engine import plain_weights, start_engine
 from trainer.evaluation import RetrieverScorer, evaluate_cases, query_scales
-from trainer.settings import EvaluateSettings, TrainSettings
+from trainer.ranks import Ranks
+from trainer.settings import EngineSettings, EvaluateSettings, OptimizerSettings, TrainSettings
 from trainer.stages import check_objectives, check_stage, validated
+from trainer.step import train_step
 
 OBJECTIVES = {"names": ["exposure", "conversion"], "actions": {"conversion": ["like"]}, "neurons": 12, "free_mass": 0.4}
+
+
+PARTS = ("read", "write", "project")
+SMALL = {
+    "width": 16,
+    "max_events": 8,
+    "dropout": 0.0,
+    "encoder": {"kind": "transformer", "blocks": 1, "feedforward_width": 16},
+    "negatives": {"kind": "all"},
+}
 
 
 def stage_recipe(directory: Path, stage: str, name: str, *, begins: Path, **objectives: Any) -> dict[str, Any]:
@@ -92,7 +109,7 @@ def test_a_later_stage_leaves_the_earlier_one_as_it_was_through_ray_train(tmp_pa
     assert set(owners[1].tolist()) == {1, 2}
     assert torch.equal(owners[0] == 1, owners[1] == 1)
     changed = {name for name in earlier if not torch.equal(earlier[name], later[name])}
-    layers = {f"objectives.parts.1.{layer}.weight" for layer in ("read", "write", "project")}
+    layers = {f"objectives.parts.1.{layer}.weight" for layer in PARTS}
     assert changed == {"objectives.owners_F", "items.blocks.1.weight", *layers}
     assert not torch.equal(first.weights()["items.blocks.0.weight"], earlier["items.blocks.0.weight"])
     assert torch.equal(answers(recovered, dataset, 4), answers(conversion, dataset, 4))
@@ -108,6 +125,46 @@ def test_a_later_stage_leaves_the_earlier_one_as_it_was_through_ray_train(tmp_pa
     assert other["users"] == alone["users"] > 0
 
 
+def _rank(rank: int, port: int, directory: str) -> None:
+    """A second stage under each ZeRO stage; rank 1 has no event of its objective in its first batch."""
+    join_ranks(rank, 2, port)
+    stated = OptimizerSettings(learning_rate=0.05, weight_decay=0.1, warmup_steps=0)
+    for zero in (1, 3):
+        retriever = _second_stage()
+        engine = start_engine(retriever, EngineSettings(zero_stage=zero), stated, total_steps=10)
+        for step in range(3):
+            items, actions = conflicting_world(8, 10 * step + rank)
+            batch = windows_of(items, np.ones_like(actions) if rank and not step else actions)
+            generator = torch.Generator().manual_seed(step)
+            train_step(engine, batch, generator=generator, ranks=Ranks(rank, 2), where="", measure_norm=False)
+        weights = plain_weights(engine)
+        if rank == 0:
+            torch.save(weights, Path(directory, f"zero-{zero}.pt"))
+    torch.distributed.destroy_process_group()
+
+
+def _second_stage() -> Retriever:
+    model = ModelSettings.model_validate({**SMALL, "objectives": {**OBJECTIVES, "stage": "conversion"}})
+    torch.manual_seed(0)
+    counts = np.ones(49, np.int64)
+    retriever = build_retriever(model, num_rows=49, num_actions=2, actions=["click", "like"], train_counts=counts)
+    assert retriever.objectives is not None
+    retriever.objectives.begin(1, recover=False, free_mass=0.3)
+    return retriever
+
+
+def test_two_ranks_under_zero_leave_the_first_stage_bit_by_bit(tmp_path: Path) -> None:
+    sys.path.insert(0, str(Path(__file__).parent))  # the spawned ranks import this file by its name
+    mp.spawn(_rank, args=(free_port(), str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    before = _second_stage().state_dict()
+    split, whole = (torch.load(tmp_path / f"zero-{zero}.pt", weights_only=True) for zero in (3, 1))
+    assert split.keys() == whole.keys() == before.keys()
+    learnt = {"items.blocks.1.weight", *(f"objectives.parts.1.{layer}.weight" for layer in PARTS)}
+    for name, value in before.items():
+        assert torch.equal(split[name], value.float()) is (name not in learnt), name
+        torch.testing.assert_close(split[name], whole[name], atol=1e-4, rtol=1e-3)
+
+
 def conflicting_world(users: int, seed: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Four tastes of six shown and six bought items: one event in four is a purchase (action 2), the others are not."""
     random = np.random.default_rng(seed)
@@ -117,17 +174,10 @@ def conflicting_world(users: int, seed: int) -> tuple[np.ndarray[Any, Any], np.n
 
 
 def trained_in_stages() -> tuple[ModelSettings, Retriever]:
-    sections = {
-        "width": 16,
-        "max_events": 8,
-        "dropout": 0.0,
-        "encoder": {"kind": "transformer", "blocks": 1, "feedforward_width": 16},
-        "negatives": {"kind": "all"},
-    }
     before: Retriever | None = None
     generator = torch.Generator().manual_seed(0)
     for place, stage in enumerate(("exposure", "conversion")):
-        model = ModelSettings.model_validate({**sections, "objectives": {**OBJECTIVES, "stage": stage}})
+        model = ModelSettings.model_validate({**SMALL, "objectives": {**OBJECTIVES, "stage": stage}})
         torch.manual_seed(place)
         counts = np.ones(49, np.int64)
         retriever = build_retriever(model, num_rows=49, num_actions=2, actions=["click", "like"], train_counts=counts)
