@@ -105,6 +105,7 @@ def random_batch(rows: int, length: int) -> Batch:
             query_times_B=times[:, -1],
             next_items_B=items[:, -1],
             next_requests_B=np.full(rows, -1, np.int64),
+            next_actions_B=np.zeros(rows, np.int64),
             users_B=np.arange(rows),
         )
     )

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 ROW_FILE = "row.json"
 USERS = "users"
+ARTIFACT = "artifact"  # as training calls it
 
 
 @dataclass(frozen=True)
@@ -134,13 +135,31 @@ def _recipe(row: Row, settings: SuiteSettings, out: Path, overrides: Sequence[st
         "run_dir": str(row.folder(out)),
         "seed": row.seed,
     }
+    before = settings.models[row.model].begins_with
+    if before is not None:
+        recipe["train"]["start_from"] = str(_artifact_of(Row(row.data, before, row.seed), out))
     return recipe
+
+
+def _artifact_of(row: Row, out: Path) -> Path:
+    """The artifact of a row that was measured before.
+
+    Raises:
+        RecipeError: it was not.
+    """
+    found = row.folder(out) / ARTIFACT
+    if not (found / MANIFEST).is_file():
+        raise RecipeError(f"{found}: not there; measure {row.model} with seed {row.seed} on {row.data} first")
+    return found
 
 
 def _settled(recipe: Recipe) -> Recipe:
     """A recipe without what may differ between two measurements of one row: where it runs and who watches."""
-    places = ("dataset", "run_dir", "workers")
+    places = ("dataset", "run_dir", "workers", "start_from")
     train = {name: value for name, value in recipe.get("train", {}).items() if name not in places}
+    begun = recipe.get("train", {}).get("start_from")
+    if begun is not None:
+        train["begun_with"] = json.loads((Path(begun) / MANIFEST).read_text(encoding="utf-8"))["content_hash"]
     return {**{name: section for name, section in recipe.items() if name != "tracking"}, "train": train}
 
 

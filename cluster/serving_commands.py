@@ -120,6 +120,7 @@ def seed_histories(dataset: str, words: tuple[str, ...]) -> dict[str, Any]:
 @click.option("--seen", type=SEEN, default="removed", show_default=True, help="Whether the history can be answers.")
 @click.option("--condition", "conditions", multiple=True, metavar="NAME", help="Category or pool; repeat it.")
 @click.option("--hard", is_flag=True, help="Nothing that does not satisfy the conditions.")
+@click.option("--weight", "weights", multiple=True, metavar="NAME=X", help="Weight of an objective; repeat it.")
 @click.option("--deadline-ms", type=click.IntRange(min=1), help="Milliseconds that the endpoint may take.")
 @click.option("--token", envvar="FARSIGHT_TOKEN", help="Token of the endpoint; by default FARSIGHT_TOKEN.")
 @command
@@ -132,6 +133,7 @@ def retrieve(
     excluded: tuple[str, ...],
     conditions: tuple[str, ...],
     hard: bool,
+    weights: tuple[str, ...],
     **asked: Any,
 ) -> None:
     """Ask a running endpoint for items.
@@ -148,9 +150,19 @@ def retrieve(
         exclude_seen=seen == "removed",
         exclude_item_ids=list(excluded),
         conditions=[{"any_of": list(conditions), "hard": hard}] if conditions else [],
+        objective_weights=dict(map(_weight, weights)) or None,
         **asked,
     )
     show(answer, print_answer)
+
+
+def _weight(stated: str) -> tuple[str, float]:
+    name, sign, value = stated.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        expected = "a number behind the =" if sign else "NAME=X, such as click=1"
+        raise click.UsageError(f"--weight {stated}: expected {expected}.") from None
 
 
 SERVING = (index, releases, serve, deploy, predict, seed_histories, retrieve)

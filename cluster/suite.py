@@ -41,6 +41,10 @@ class ModelSettings(Settings):
     baseline: Sections | None = Field(None, description="one of `evaluate.baselines`; no training then")
     model: Sections = Field(default_factory=dict, description="`model` section, laid over the data set's")
     train: Sections = Field(default_factory=dict, description="`train` section, laid over the data set's")
+    begins_with: str | None = Field(
+        None,
+        description="an earlier row, whose artifact of the same data set and seed training begins with",
+    )
     data: list[str] | None = Field(None, description="data sets that have this row; all by default")
     seeds: list[int] | None = Field(None, description="seeds of this row; the suite's by default")
     published: dict[str, dict[str, float]] = Field(
@@ -65,6 +69,9 @@ class SuiteSettings(Settings):
     tracking: Sections = Field(default_factory=dict, description="`tracking` section of all rows")
     models: dict[str, ModelSettings] = Field(min_length=1, description="rows by name, in the order of the tables")
     compare: list[tuple[str, str]] = Field([], description="pairs of rows: is the first better than the second?")
+    compare_under: list[str] = Field(
+        [], description="protocols that pairs are compared under, one by one; the first of `protocols` by default"
+    )
     compare_by: list[str] = Field(["ndcg@10"], min_length=1, description="the metrics that pairs are compared by")
 
     @model_validator(mode="after")
@@ -73,6 +80,14 @@ class SuiteSettings(Settings):
             for data in [*(row.data or []), *row.published]:
                 if data not in self.data:
                     raise ValueError(f"models.{name} names the data set {data!r}; there are {', '.join(self.data)}")
+            earlier = list(self.models)[: list(self.models).index(name)]
+            if row.begins_with is not None and row.begins_with not in earlier:
+                raise ValueError(
+                    f"models.{name} begins with the row {row.begins_with!r}; before it stand {', '.join(earlier)}"
+                )
+        for protocol in self.compare_under:
+            if protocol not in self.protocols:
+                raise ValueError(f"compare_under names {protocol!r}; there are {', '.join(self.protocols)}")
         for model in (model for pair in self.compare for model in pair):
             if model not in self.models:
                 raise ValueError(f"compare names the row {model!r}; there are {', '.join(self.models)}")

@@ -91,7 +91,7 @@ def _comparisons(settings: SuiteSettings, comparisons: Sequence[Mapping[str, Any
         return []
     rows = [
         [
-            found["metric"],
+            found["metric"] + (f", {found['protocol']}" if settings.compare_under else ""),
             f"{settings.models[found['first']].title} over {settings.models[found['second']].title}",
             f"{found['difference']:+.4f}",
             f"{found['low']:+.4f} to {found['high']:+.4f}",

@@ -40,7 +40,8 @@ def write_report(settings: SuiteSettings, suite: str, out: Path) -> dict[str, An
             "figures": figures,
             "runs": {model: [_facts(run) for run in runs] for model, runs in rows.items()},
             "comparisons": [
-                _compared((a, b), metric, rows, settings, out / name)
+                _compared((a, b), metric, protocol, rows, settings, out / name)
+                for protocol in settings.compare_under or [*settings.protocols][:1]
                 for a, b in settings.compare
                 if {a, b} <= rows.keys()
                 for metric in settings.compare_by
@@ -87,11 +88,15 @@ def _facts(run: Measured) -> dict[str, Any]:
 
 
 def _compared(
-    pair: tuple[str, str], metric: str, rows: Mapping[str, list[Measured]], settings: SuiteSettings, folder: Path
+    pair: tuple[str, str],
+    metric: str,
+    protocol: str,
+    rows: Mapping[str, list[Measured]],
+    settings: SuiteSettings,
+    folder: Path,
 ) -> dict[str, Any]:
-    """Whether one row is better than another by a metric, over the same users and over seeds."""
+    """Whether one row is better than another by a metric under a protocol, over the same users and over seeds."""
     first, second = pair
-    protocol = next(iter(settings.protocols))
     users = {model: _user_means(folder / model, rows[model], protocol, metric) for model in pair}
     shared = sorted(users[first].keys() & users[second].keys())
     of_seeds = {model: [run["metrics"][protocol][metric] for run in rows[model]] for model in pair}

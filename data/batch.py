@@ -25,6 +25,7 @@ class Batch(TypedDict):
     actions_BL: Int[Tensor, "B L"]  # action codes; 0 = none
     requests_BL: Int[Tensor, "B L"]  # which request of the history showed each event; -1 = not known
     next_requests_BL: Int[Tensor, "B L"]  # the same of the event that follows each event
+    next_actions_BL: Int[Tensor, "B L"]  # the action of the event that follows each event; 0 = none or not known
     targets_BL: Int[Tensor, "B L"]  # the item that follows each event; 0 = none or not known
     lengths_B: Int[Tensor, "B"]
     users_B: Int[Tensor, "B"]  # `user_key`, names the rows in error messages
@@ -48,13 +49,15 @@ def collate(histories: EncodedHistories, rows: npt.NDArray[np.int64] | None = No
     items_BL = padded(histories.items_E)
     times_BL = padded(histories.times_E)
     requests_BL = padded(histories.requests_E)
+    actions_BL = padded(histories.actions_E)
     return Batch(
         items_BL=torch.from_numpy(items_BL),
         times_BL=torch.from_numpy(times_BL),
         query_times_BL=torch.from_numpy(_shifted(times_BL, histories.query_times_B[chosen], lengths_B)),
-        actions_BL=torch.from_numpy(padded(histories.actions_E)),
+        actions_BL=torch.from_numpy(actions_BL),
         requests_BL=torch.from_numpy(requests_BL),
         next_requests_BL=torch.from_numpy(_shifted(requests_BL, histories.next_requests_B[chosen], lengths_B)),
+        next_actions_BL=torch.from_numpy(_shifted(actions_BL, histories.next_actions_B[chosen], lengths_B)),
         targets_BL=torch.from_numpy(_shifted(items_BL, histories.next_items_B[chosen], lengths_B)),
         lengths_B=torch.from_numpy(lengths_B),
         users_B=torch.from_numpy(histories.users_B[chosen]),

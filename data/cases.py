@@ -1,6 +1,6 @@
 """Evaluation cases: users of one split, what was known before their targets, and the targets."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,6 +52,7 @@ def split_cases(
     max_users: int | None = None,
     gap_seconds: int = 0,
     request_time: RequestTime = "target",
+    target_actions: Collection[str] | None = None,
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[Cases]:
@@ -69,15 +70,18 @@ def split_cases(
             a history may be empty.
         request_time: target: the time of the first target, which tells a model that reads times when
             the next event happens; last_event: the time of the newest visible event, 0 where none is.
+        target_actions: only events with these actions are targets; users without any are left out. What is visible,
+            and when they ask, goes by the first event of the split all the same.
 
     Raises:
-        DatasetError: a gap is asked for, and the log had no times.
+        DatasetError: a gap is asked for, and the log had no times; or the log lacks an action.
     """
     if gap_seconds and not dataset.has_times:
         raise DatasetError(
             f"{dataset.directory}: the log had no times, so a gap of {gap_seconds} s cannot be left; set "
             "evaluate.gap_seconds=0 or ingest a log with times"
         )
+    codes = None if target_actions is None else _action_codes(dataset, target_actions)
     left = dataset.num_users if max_users is None else max_users
     for table in dataset.history_tables(COLUMNS, rank=rank, world=world):
         rows = table.combine_chunks()
@@ -86,7 +90,7 @@ def split_cases(
         )
         starts = train if split == "validation" else train + validation
         stops = starts + (validation if split == "validation" else test)
-        users = np.flatnonzero(stops > starts)
+        users = _users_with_targets(rows, starts, stops, codes)
         visible = _visible_events(rows, users, starts[users], gap_seconds)
         lengths = np.array([len(events) for events in visible], np.int64)
         chosen = np.flatnonzero(lengths >= min_events)[:left]
@@ -95,9 +99,47 @@ def split_cases(
         for first in range(0, len(chosen), users_per_batch):
             part = chosen[first : first + users_per_batch]
             cuts = (users[part], starts[users[part]], stops[users[part]])
-            yield _cases(rows, *cuts, [visible[place] for place in part], request_time)
+            yield _cases(rows, *cuts, [visible[place] for place in part], request_time, codes)
         if not left:
             return
+
+
+def _action_codes(dataset: PreparedDataset, names: Collection[str]) -> IntArray:
+    found: list[str] = dataset.manifest["actions"]
+    unknown = sorted(set(names) - set(found))
+    if unknown:
+        raise DatasetError(
+            f"{dataset.directory}: no event has the action {', '.join(unknown)}; there are {', '.join(found) or 'none'}"
+        )
+    return np.array([found.index(name) + 1 for name in names], np.int64)
+
+
+def _users_with_targets(rows: pa.Table, starts: IntArray, stops: IntArray, codes: IntArray | None) -> IntArray:
+    """The users who have events between two places of their history; with codes, events of these actions."""
+    users = np.flatnonzero(stops > starts)
+    if codes is None:
+        return users
+    column = list_column(rows, "actions")
+    begins = column.offsets.to_numpy().astype(np.int64)[users]
+    before = np.concatenate([[0], np.cumsum(np.isin(column.values.to_numpy(), codes))])
+    with_targets: IntArray = users[before[begins + stops[users]] > before[begins + starts[users]]]
+    return with_targets
+
+
+def check_targets(dataset: PreparedDataset, split: Split, target_actions: Collection[str] | None) -> None:
+    """Refuse a split in which no event has one of some actions.
+
+    Raises:
+        DatasetError: it says which.
+    """
+    if target_actions is None:
+        return
+    found = split_cases(dataset, split, users_per_batch=1, max_users=1, target_actions=target_actions)
+    if next(found, None) is None:
+        raise DatasetError(
+            f"{dataset.directory}: no user has a {split} target with the actions {', '.join(target_actions)}; hold out "
+            "more events (ingest.split), or name other actions in evaluate.target_actions"
+        )
 
 
 def _visible_events(rows: pa.Table, users_B: IntArray, starts_B: IntArray, gap_seconds: int) -> list[IntArray]:
@@ -124,15 +166,19 @@ def _cases(
     stops_B: IntArray,
     visible: list[IntArray],
     request_time: RequestTime,
+    codes: IntArray | None,
 ) -> Cases:
     columns = {name: list_column(rows, name) for name in ("items", "times", "actions")}
     flat = {name: column.values.to_numpy() for name, column in columns.items()}
     begins_B = columns["items"].offsets.to_numpy()[users_B].astype(np.int64)
     times = [flat["times"][events].astype(np.int64) for events in visible]
-    following = [
-        flat["items"][begin + start : begin + stop].astype(np.int64)
-        for begin, start, stop in zip(begins_B, starts_B, stops_B, strict=True)
+    held_out = [
+        slice(begin + start, begin + stop) for begin, start, stop in zip(begins_B, starts_B, stops_B, strict=True)
     ]
+    following = [flat["items"][events].astype(np.int64) for events in held_out]
+    if codes is not None:
+        kept = [np.isin(flat["actions"][events], codes) for events in held_out]
+        following = [row[own] for row, own in zip(following, kept, strict=True)]
     if request_time == "target":
         query_times = flat["times"][begins_B + starts_B].tolist()
     else:

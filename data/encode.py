@@ -28,6 +28,7 @@ class EncodedHistories:
     query_times_B: IntArray  # when the answer after the last event is asked for, seconds UTC
     next_items_B: IntArray  # the item that followed the last event; 0 where not known
     next_requests_B: IntArray  # the request that showed it; -1 where not known
+    next_actions_B: IntArray  # what the user did with it; 0 where not known
     users_B: IntArray  # `user_key` of the dataset; -1 where there is none
 
     @property
@@ -68,6 +69,7 @@ def encode_histories(
         query_times_B=query_times_B,
         next_items_B=np.zeros(len(items), np.int64),
         next_requests_B=np.full(len(items), -1, np.int64),
+        next_actions_B=np.zeros(len(items), np.int64),
         users_B=users_B,
     )
 
@@ -99,5 +101,6 @@ def encode_windows(windows: pa.Table) -> EncodedHistories:
         query_times_B=flat["times"][stops_B - 1],
         next_items_B=flat["items"][stops_B - 1],
         next_requests_B=flat["requests"][stops_B - 1],
+        next_actions_B=flat["actions"][stops_B - 1],
         users_B=windows.column("user_key").to_numpy().astype(np.int64),
     )

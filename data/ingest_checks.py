@@ -47,6 +47,11 @@ def check_order(settings: IngestSettings, fragment: Fragment) -> None:
                 raise LogError(f"{place}: no timestamp column, but {setting} needs times; found {found}")
         if "order" not in columns:
             raise LogError(f"{place}: neither timestamp nor order, so events have no order; map one of them in columns")
+    if settings.actions_by_weight and "weight" not in columns:
+        raise LogError(
+            f"{place}: no weight column, but actions_by_weight makes actions of weights; found {found}. Map a column "
+            "to weight in columns, or leave actions_by_weight out"
+        )
     if settings.sort == "order" and "order" not in columns:
         raise LogError(f"{place}: no order column, but sort: order needs one; found {found}")
 
@@ -93,6 +98,7 @@ def row_rules(settings: IngestSettings, has_times: bool) -> RowRules:
         max_seconds=latest_moment() if settings.max_time is None else settings.max_time,
         max_id_bytes=settings.max_id_bytes,
         needs_order=settings.sort == "order" or not has_times,
+        actions_by_weight=settings.actions_by_weight,
     )
 
 

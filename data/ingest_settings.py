@@ -1,7 +1,7 @@
 """Settings of ingest: the `ingest` section of a recipe."""
 
 import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -95,6 +95,11 @@ class IngestSettings(Settings):
     timestamp_unit: TimeUnit = Field(
         "s", description="unit of numeric times: s, ms, us or ns since 1970 UTC; iso for text; Arrow times know theirs"
     )
+    actions_by_weight: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(
+        default_factory=dict,
+        description="action -> least weight, such as {exposure: 0, click: 4}: an event without an action gets that of "
+        "the highest weight it reaches, for logs that have only ratings",
+    )
     require_times: bool = Field(False, description="whether a log without times is refused")
     sort: SortRule = Field(
         "time", description="time: by time, then `order`, then log order; order: by `order`, then log order"
@@ -126,6 +131,13 @@ class IngestSettings(Settings):
     @classmethod
     def _moment(cls, value: Any) -> Any:
         return _moment(value)
+
+    @field_validator("actions_by_weight")
+    @classmethod
+    def _one_action_each(cls, stated: dict[str, float]) -> dict[str, float]:
+        if "" in stated or len(set(stated.values())) < len(stated):
+            raise ValueError(f"found {stated}, expected actions with names, each from a weight of its own")
+        return stated
 
     @model_validator(mode="after")
     def _time_split_goes_by_time(self) -> "IngestSettings":

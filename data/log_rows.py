@@ -8,7 +8,7 @@ import csv
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -51,6 +51,7 @@ class RowRules:
     max_seconds: int  # latest time allowed, seconds UTC
     max_id_bytes: int
     needs_order: bool  # whether a row without `order` is refused
+    actions_by_weight: Mapping[str, float] = field(default_factory=dict)  # of `data.weight_actions`
 
 
 @dataclass

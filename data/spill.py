@@ -36,6 +36,7 @@ from data.schema import HISTORY_SCHEMA, TRAIN_EVENTS
 from data.splits import BIN_SECONDS
 from data.storage import file_hash, link_or_copy
 from data.vocabulary import FILE_NAME as VOCABULARY
+from data.weight_actions import with_actions
 
 _COMPRESSED = pa.ipc.IpcWriteOptions(compression="lz4")
 # The order of the files and of the rows in them stands for the position.
@@ -159,6 +160,7 @@ def _spilled(number: int, fragment: Fragment, plan: Plan) -> dict[str, Any]:
     hours = [pl.Series(dtype=pl.Int64)]
     for chunk, raw in enumerate(read_fragment(fragment, plan.text)):
         good, refused = check_rows(raw, fragment, plan.rules)
+        good = with_actions(good, plan.rules.actions_by_weight)
         tally.add(good, refused)
         if refused.height:
             refused.write_parquet(

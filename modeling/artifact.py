@@ -40,6 +40,7 @@ WEIGHTS = "model.safetensors"
 ITEMS = "items.safetensors"
 ITEM_PREFIX = "items."
 ITEM_WEIGHT = "items.weight"  # of a model whose items have a row each
+ITEM_BLOCKS = "items.blocks."  # of one whose objectives have a block of each row
 SETTINGS = "settings.json"
 
 

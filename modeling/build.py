@@ -1,5 +1,7 @@
 """The only place that turns model settings into modules."""
 
+from collections.abc import Sequence
+
 import numpy.typing as npt
 import pyarrow as pa
 import torch
@@ -17,6 +19,7 @@ from modeling.hashed_table import HashedTable
 from modeling.hstu import HstuBlock
 from modeling.item_table import ItemTable, WholeTable
 from modeling.negatives import EveryItem, Negatives, NegativeSampler
+from modeling.objectives import BlockTable, Objectives
 from modeling.retriever import Retriever
 from modeling.sasrec import SasrecBlock
 from modeling.settings import (
@@ -41,6 +44,7 @@ def build_retriever(
     *,
     num_rows: int,
     num_actions: int,
+    actions: Sequence[str] = (),
     train_counts: npt.ArrayLike | None = None,
     catalogue: pa.Table | None = None,
     item_hashes: npt.ArrayLike | None = None,
@@ -51,6 +55,7 @@ def build_retriever(
     Args:
         num_rows: rows of the item table (`Vocabulary.num_rows`).
         num_actions: distinct actions of the dataset.
+        actions: their names in the order of their codes; needed to train a model with objectives.
         train_counts: training events per item row; without it the retriever answers but cannot train.
         catalogue: of the dataset or artifact; needed by a model with conditions, or with items of features.
         item_hashes: of each row (`modeling.hashed_table.row_hashes`); needed for a model with hashed items.
@@ -65,7 +70,7 @@ def build_retriever(
         token_level=_token_level(settings, num_actions),
     )
     prediction = settings.prediction
-    return Retriever(
+    retriever = Retriever(
         items=_items(settings, num_rows, item_hashes, catalogue) if items is None else items,
         width=settings.width,
         encoder=encoder,
@@ -74,8 +79,26 @@ def build_retriever(
         reads_times=settings.encoder.time_bias,
         prediction=Prediction(prediction.heads, prediction.hidden, prediction.gap or 0, prediction.window_seconds),
         conditioning=_conditioning(settings, catalogue),
+        objectives=_objectives(settings, actions),
         sampler=None if train_counts is None else _negatives(settings, torch.as_tensor(train_counts)),
         temperature=settings.temperature,
+    )
+    if retriever.objectives is not None and isinstance(retriever.items, BlockTable):
+        retriever.objectives.freeze(retriever.items, retriever.encoder, retriever.branches)
+    return retriever
+
+
+def _objectives(settings: ModelSettings, actions: Sequence[str]) -> Objectives | None:
+    stated = settings.objectives
+    if stated is None:
+        return None
+    return Objectives(
+        settings.width,
+        stated.blocks(settings.width),
+        neurons=stated.neurons,
+        experts=stated.experts,
+        stage=None if stated.stage is None else stated.names.index(stated.stage),
+        levels=stated.levels(actions),
     )
 
 
@@ -84,6 +107,8 @@ def _items(
 ) -> ItemTable:
     match settings.items:
         case ItemRows():
+            if settings.objectives is not None:
+                return BlockTable(num_rows, settings.objectives.blocks(settings.width))
             return WholeTable(num_rows, settings.width)
         case HashedItems() as hashed:
             assert item_hashes is not None  # callers who know of hashed items hand over the hashes

@@ -16,6 +16,7 @@ from modeling.foresight import Foresight, LinearHeads, Prediction, SharedHeads, 
 from modeling.item_table import HeldItems, ItemTable, TokenisedItems, TokensHeldAs
 from modeling.losses import own_softmax, sampled_softmax
 from modeling.negatives import Negatives, OwnNegatives
+from modeling.objectives import Objectives
 from modeling.view import View, causal
 
 
@@ -43,6 +44,7 @@ class Retriever(nn.Module):
         reads_times: whether any block has a time bias.
         prediction: what a position learns to predict.
         conditioning: how answers are asked for, and how that is learned; None for a retriever without conditions.
+        objectives: blocks of the vectors, and the stages that learn them; None for one objective.
         sampler: chooses the negatives of a batch; None for a retriever that only answers.
         temperature: divides the cosine scores in the loss.
     """
@@ -58,6 +60,7 @@ class Retriever(nn.Module):
         reads_times: bool,
         prediction: Prediction,
         conditioning: Conditioning | None = None,
+        objectives: Objectives | None = None,
         sampler: Negatives | None,
         temperature: float,
     ) -> None:
@@ -69,6 +72,7 @@ class Retriever(nn.Module):
         self.reads_times = reads_times
         self.prediction = prediction
         self.conditioning = conditioning
+        self.objectives = objectives
         self.sampler = sampler
         self.temperature = temperature
 
@@ -83,6 +87,8 @@ class Retriever(nn.Module):
         plan = foresee(batch, self.prediction, generator)
         if self.conditioning is not None and self.conditioning.last_only:
             plan = last_labels(plan, batch["lengths_B"])
+        if self.objectives is not None:
+            plan = self.objectives.labels(plan, batch["next_actions_BL"])
         labelled_BLK = plan.labels_BLK > 0
         next_E = plan.labels_BLK[..., 0][labelled_BLK[..., 0]]
         negatives_N = self.sampler(next_E if len(next_E) else batch["items_BL"][:1, 0], generator)
@@ -92,10 +98,10 @@ class Retriever(nn.Module):
         own = [self.sampler.own(rows_EK[:, head], negatives_N, generator) for head, rows_EK in enumerate(positives)]
         named = [found.rows_EM for found in own if found is not None]
         items = self._hold(batch["items_BL"], plan.labels_BLK, negatives_N, *named)
-        negative_ND = functional.normalize(items(negatives_N), dim=-1)
+        negative_ND = self.normalized(items(negatives_N))
         losses = []
         for head, asked_BLD in enumerate(self._asked(batch, plan, items, generator)):
-            query_ED = functional.normalize(asked_BLD[kept[head]], dim=-1)
+            query_ED = self.normalized(asked_BLD[kept[head]])
             loss = self._head_loss(query_ED, positives[head], head, items, (negatives_N, negative_ND), own[head])
             losses.append(loss)
         head_losses_K = torch.stack(losses)
@@ -121,12 +127,12 @@ class Retriever(nn.Module):
         (negatives_N, negative_ND), targets_E = shared, positives_EK[:, head]
         labelled = bool(targets_E.any())
         log_q_E = self.sampler.log_q(targets_E) if labelled else torch.zeros(1, device=targets_E.device)
-        target_ED = functional.normalize(items(targets_E), dim=-1)
+        target_ED = self.normalized(items(targets_E))
         if own is None:
             loss = sampled_softmax(
-                query_ED,
-                target_ED,
-                negative_ND,
+                self._compared(query_ED, head),
+                self._compared(target_ED, head),
+                self._compared(negative_ND, head),
                 positive_rows_EK=positives_EK,
                 negative_rows_N=negatives_N,
                 target_log_q_E=log_q_E,
@@ -134,7 +140,7 @@ class Retriever(nn.Module):
                 temperature=self.temperature,
             )
         else:
-            item_EMD = functional.normalize(items(own.rows_EM), dim=-1)
+            item_EMD = self.normalized(items(own.rows_EM))
             own_score_EX, kept_EX = own.scores(query_ED, target_ED, item_EMD, positives_EK)
             num_blends = own_score_EX.shape[1] - own.rows_EM.shape[1]
             loss = own_softmax(
@@ -161,7 +167,11 @@ class Retriever(nn.Module):
             yield from self._conditioned(trunk, plan, generator)
             return
         for hidden_BLD in self._heads(trunk):
-            yield hidden_BLD if plan.rows_BL is None else rows_at(hidden_BLD, plan.rows_BL)
+            asked_BLD = hidden_BLD if plan.rows_BL is None else rows_at(hidden_BLD, plan.rows_BL)
+            if self.objectives is None:
+                yield asked_BLD
+            else:  # one query, which every objective that is trained has a loss of
+                yield from [self.objectives(asked_BLD)] * len(self.objectives.trained)
 
     def _heads(self, trunk: Trunk) -> Iterator[Float[Tensor, "B L D"]]:
         """Hidden vectors of every event, head by head."""
@@ -188,7 +198,8 @@ class Retriever(nn.Module):
     ) -> Float[Tensor, "B R D"]:
         """Hidden vectors of rows that stand at events, each told a condition; without conditions, of the events."""
         if self.conditioning is None:
-            return Conditioner.untold(trunk, branch, places_BR)
+            hidden_BRD = Conditioner.untold(trunk, branch, places_BR)
+            return hidden_BRD if self.objectives is None else self.objectives(hidden_BRD)
         blocks = list(self.encoder.blocks)
         told_BRD: Tensor = self.conditioning.conditioner(trunk, blocks, branch, places_BR, conditions_BR)
         return told_BRD
@@ -200,9 +211,7 @@ class Retriever(nn.Module):
         popularity instead.
         """
         trunk, last_B1 = self._last(batch)
-        return functional.normalize(
-            self._told(trunk, self.branches[0], last_B1, torch.zeros_like(last_B1))[:, 0], dim=-1
-        )
+        return self.normalized(self._told(trunk, self.branches[0], last_B1, torch.zeros_like(last_B1))[:, 0])
 
     def head_query_vectors(self, batch: Batch) -> Float[Tensor, "B K D"]:
         """L2-normalised query vectors after the last event of each history, one per item ahead."""
@@ -210,7 +219,7 @@ class Retriever(nn.Module):
         heads = [self._told(trunk, branch, last_B1, torch.zeros_like(last_B1)) for branch in self.branches]
         if self.linear_heads is not None:
             heads = list(self.linear_heads(heads[0]))
-        return functional.normalize(torch.cat(heads, 1), dim=-1)
+        return self.normalized(torch.cat(heads, 1))
 
     def conditioned_query_vectors(self, batch: Batch, conditions_BP: Int[Tensor, "B P"]) -> Float[Tensor, "B P D"]:
         """L2-normalised query vectors after the last event of each history, one per condition.
@@ -223,15 +232,27 @@ class Retriever(nn.Module):
         assert self.conditioning is not None  # who has no conditions offers none
         trunk, last_B1 = self._last(batch)
         places_BP = last_B1.expand_as(conditions_BP)
-        return functional.normalize(self._told(trunk, self.branches[0], places_BP, conditions_BP), dim=-1)
+        return self.normalized(self._told(trunk, self.branches[0], places_BP, conditions_BP))
 
     def item_vectors(self, rows: Int[Tensor, "..."]) -> Float[Tensor, "... D"]:
         """L2-normalised vector of each item row."""
-        return functional.normalize(self._hold(rows)(rows), dim=-1)
+        return self.normalized(self._hold(rows)(rows))
 
     def catalogue_vectors(self) -> Float[Tensor, "V D"]:
         """L2-normalised vectors of all rows."""
         return self.item_vectors(torch.arange(self.items.num_rows, device=next(self.parameters()).device))
+
+    def normalized(self, vectors: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        """Vectors of queries or items that scores are inner products of: of length 1, or less before the last stage."""
+        if self.objectives is None:
+            return functional.normalize(vectors, dim=-1)
+        return self.objectives.normalized(vectors)
+
+    def _compared(self, vectors: Float[Tensor, "... D"], head: int) -> Tensor:
+        """What of normalised vectors the loss of a head compares: all, or the blocks up to an objective's."""
+        if self.objectives is None:
+            return vectors
+        return self.objectives.compared(vectors, self.objectives.trained[head])
 
     def _hold(self, *rows: Int[Tensor, "..."]) -> HeldItems:
         """The vectors of these rows in the number format of the model's own weights."""
@@ -250,7 +271,10 @@ class Retriever(nn.Module):
 
     def _trunk(self, batch: Batch, items: HeldItems, allowed: Tensor, query_times_BL: Tensor) -> Trunk:
         view = View(allowed, time_buckets(query_times_BL, batch["times_BL"]) if self.reads_times else None)
-        return Trunk(self.encoder(items, batch, view), view, batch)
+        if self.objectives is None:
+            return Trunk(self.encoder(items, batch, view), view, batch)
+        seen = self.objectives.seen
+        return Trunk(self.encoder(lambda rows: seen(items(rows)), batch, view), view, batch)
 
 
 def _first_place(like_BL: Bool[Tensor, "B L"]) -> Bool[Tensor, "B L"]:

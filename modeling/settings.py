@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from data.settings import Settings
 from modeling.esans_settings import EsansNegatives
+from modeling.objectives_settings import ObjectivesSettings
 from modeling.token_settings import FeatureItems, TokenSettings
 
 
@@ -113,6 +114,10 @@ NegativesSettings = Annotated[
 ]
 
 
+# Negatives whose scores are those of plain item vectors, block by block.
+WITH_OBJECTIVES = ("uniform", "in_batch", "mixed", "all")
+
+
 class PredictionSettings(Settings):
     """What each position learns to predict: next-item prediction by default.
 
@@ -190,6 +195,9 @@ class ModelSettings(Settings):
     encoder: EncoderSettings = Field(HstuSettings(), description="the blocks; the last of them is that of a head")
     prediction: PredictionSettings = Field(PredictionSettings(), description="what each position predicts")
     condition: ConditionSettings | None = Field(None, description="how answers are asked for; None: they are not")
+    objectives: ObjectivesSettings | None = Field(
+        None, description="several objectives in one vector, learnt in stages (CSMF); None: one objective, all events"
+    )
     negatives: NegativesSettings = Field(UniformNegatives(), description="what a target is told from")
     temperature: float = Field(0.05, gt=0, description="divides the cosine scores in the loss")
 
@@ -205,6 +213,24 @@ class ModelSettings(Settings):
             raise ValueError(f"width {self.width} is not a multiple of the {self.encoder.heads} heads")
         if self.tokens is not None and self.width % self.tokens.heads:
             raise ValueError(f"width {self.width} is not a multiple of the {self.tokens.heads} heads of tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _objectives_fit(self) -> "ModelSettings":
+        if self.objectives is None:
+            return self
+        blocks = self.objectives.blocks(self.width)
+        if sum(blocks) != self.width or min(blocks) < 1:
+            raise ValueError(f"objectives: blocks of {list(blocks)} coordinates do not make a width of {self.width}")
+        several = self.prediction.heads > 1 or self.prediction.window_seconds is not None
+        negatives = self.negatives.kind in WITH_OBJECTIVES
+        others = self.condition is not None or self.tokens is not None or self.items.kind != "rows"
+        if several or others or not negatives:
+            raise ValueError(
+                "objectives needs one head that predicts the next item (prediction.heads 1, no window_seconds), no "
+                "condition, no tokens, a row per item (items.kind rows), and negatives.kind of "
+                f"{', '.join(WITH_OBJECTIVES)}"
+            )
         return self
 
     @property

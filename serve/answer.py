@@ -29,6 +29,7 @@ class Query:
     exclude_item_ids: Sequence[str] = ()
     only_item_ids: Sequence[str] | None = None  # None: all items may be answered
     wishes: Sequence[Wish] = ()
+    objective_weights: Mapping[str, float] | None = None  # by objective; None for the release's own
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class EncodedQuery:
     catalogue: Catalogue  # as it stood when the query came; its rows are meant
     only: frozenset[int] | None = None
     instructions: tuple[Instruction, ...] = NOTHING_ASKED
+    weighted: bool = False  # whether the request states the weights of the objectives
+    scales_D: FloatArray | None = (
+        None  # of the query vector's coordinates, by the weights of the objectives; None for 1
+    )
 
 
 @dataclass(frozen=True)

@@ -155,9 +155,12 @@ def dataset_queries(
     """Query vectors of the dataset's first test histories, as evaluation encodes them."""
     artifact.check_dataset(dataset)
     parts: list[npt.NDArray[np.float32]] = []
+    objectives, width = artifact.settings.objectives, artifact.settings.width
+    scales_D = torch.tensor([1.0] * width if objectives is None else objectives.scales(width))
     with torch.inference_mode():
         for cases in split_cases(dataset, "test", users_per_batch=QUERY_BATCH, min_events=1, max_users=num_queries):
-            parts.append(retriever.query_vectors(cases.batch(artifact.max_events)).float().numpy())
+            query_BD = retriever.query_vectors(cases.batch(artifact.max_events)).float()
+            parts.append((query_BD * scales_D).numpy())
     if not parts:
         raise ArtifactError(f"{dataset.directory}: no test histories to measure recall with; leave the dataset out")
     return np.concatenate(parts)

@@ -29,6 +29,7 @@ def run(
     exclude_seen: bool = True,
     exclude_item_ids: Sequence[str] = (),
     conditions: Sequence[Mapping[str, Any]] = (),
+    objective_weights: Mapping[str, float] | None = None,
     deadline_ms: int | None = None,
     token: str | None = None,
     timeout_seconds: float = 30,
@@ -42,6 +43,7 @@ def run(
         user: the user whose events the endpoint has stored.
         request_time: seconds UTC; the server's clock if None.
         conditions: what the answer should satisfy: `any_of` or `own_top`, and perhaps `weight` and `hard`.
+        objective_weights: objective -> weight of its score; the release's own if None.
         deadline_ms: milliseconds for the server; its own default if None.
         token: of the endpoint's file of tokens, if it has one.
         timeout_seconds: how long this client waits for each step of the connection.
@@ -58,6 +60,8 @@ def run(
         body["exclude_item_ids"] = list(exclude_item_ids)
     if conditions:
         body["conditions"] = [dict(condition) for condition in conditions]
+    if objective_weights is not None:
+        body["objective_weights"] = dict(objective_weights)
     if request_time is not None:
         body["request_time"] = request_time
     if deadline_ms is not None:

@@ -34,6 +34,7 @@ class Description(Body):
     takes_conditions: bool = Field(
         description="the model prefers what is asked for; otherwise conditions can only filter"
     )
+    objectives: list[str] = Field(description="names that objective_weights can weigh; none if there is one objective")
     conditions: list[str] = Field(description=f"names of categories and pools, at most {MAX_NAMES}")
     examples: list[Example]
 
@@ -45,6 +46,7 @@ def describe(engine: Engine) -> Description:
         num_items=engine.num_items,
         reads_times=engine.needs_times,
         takes_conditions=engine.takes_conditions,
+        objectives=list(engine.objectives),
         conditions=list(engine.conditions[:MAX_NAMES]),
         examples=[_example(engine, golden) for golden in engine.golden],
     )

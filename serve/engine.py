@@ -1,7 +1,7 @@
 """A release that answers in one process: what a replica wraps, and what tests compare HTTP answers with."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,6 +46,7 @@ class Engine:
         self.needs_times = artifact.settings.reads_times
         self.max_events = artifact.max_events
         self._device = device
+        self._objectives, self._width = artifact.settings.objectives, artifact.settings.width
         self._action_codes = {name: code for code, name in enumerate(artifact.actions, start=1)}
         train_events_V: IntArray = facts.column(TRAIN_EVENTS).to_numpy().astype(np.int64)
         segment = Segment(
@@ -83,6 +84,11 @@ class Engine:
         return self.catalogue.num_items
 
     @property
+    def objectives(self) -> Sequence[str]:
+        """Names of the objectives that a request can weigh; none for a model of one objective."""
+        return [] if self._objectives is None else self._objectives.learnt
+
+    @property
     def conditions(self) -> Sequence[str]:
         """Names of the categories and pools that can be asked for."""
         return self._conditions.names
@@ -96,8 +102,17 @@ class Engine:
         rows = torch.from_numpy(rows_N).to(self._device)
         with torch.inference_mode():  # of the table itself: the encoder may be of another precision
             held_ND = self._retriever.items.hold(rows)(rows)
-            vectors_ND: FloatArray = functional.normalize(held_ND, dim=-1).float().cpu().numpy()
+            vectors_ND: FloatArray = self._retriever.normalized(held_ND).float().cpu().numpy()
         return vectors_ND
+
+    def normalized(self, vectors_ND: FloatArray) -> FloatArray:
+        """Vectors of length 1 in the form of the release's own: where objectives have blocks, block by block."""
+        if self._objectives is None:
+            return vectors_ND
+        normalized_ND: FloatArray = (
+            self._retriever.normalized(torch.from_numpy(vectors_ND).to(self._device)).cpu().numpy()
+        )
+        return normalized_ND
 
     def composed_vectors(self, item_ids: Sequence[str]) -> FloatArray | None:
         """Vectors that the model has for ids that it has never seen, [N, D], of length 1; None if it has none."""
@@ -121,7 +136,8 @@ class Engine:
             catalogue: what to answer from; the release's own if None.
 
         Raises:
-            Unanswerable: the model reads times and the history has none, or a condition is not known.
+            Unanswerable: the model reads times and the history has none, a condition is not known, or the weights of
+                objectives are wrong.
         """
         if self.needs_times and query.timestamps is None and query.item_ids:
             raise Unanswerable(
@@ -135,10 +151,26 @@ class Engine:
             self._conditions,
             takes_conditions=self.takes_conditions,
         )
-        return replace(encoded, instructions=asked)
+        stated = query.objective_weights
+        return replace(encoded, instructions=asked, weighted=stated is not None, scales_D=self._scales(stated))
+
+    def _scales(self, weights: Mapping[str, float] | None) -> FloatArray | None:
+        """What each coordinate of a query vector is multiplied by."""
+        if weights is not None:
+            problem = "this release has one objective; leave the field out"
+            if self._objectives is not None:
+                problem = self._objectives.wrong_weights(weights) or ""
+            if problem:
+                raise Unanswerable("objective_weights", problem)
+        if self._objectives is None:
+            return None
+        return np.array(self._objectives.scales(self._width, weights), np.float32)
 
     def query_vectors(self, queries: Sequence[EncodedQuery]) -> FloatArray:
-        """One vector per branch query, [N, D], those of a query one after the other; see `QueryEncoder`."""
+        """One vector per branch query, [N, D], those of a query one after the other; see `QueryEncoder`.
+
+        They are the same whatever the weights of the objectives, which `search` multiplies them by.
+        """
         histories = encode_histories(
             [query.items_L for query in queries],
             [query.times_L for query in queries],
@@ -156,6 +188,7 @@ class Engine:
 
     def search(self, queries: Sequence[EncodedQuery], query_ND: FloatArray) -> Hits:
         """Enough hits for every branch query of the batch. All without a filter are searched together."""
+        query_ND = _weighted(queries, query_ND)
         depth = max((min(search_depth(query), query.catalogue.num_items) for query in queries), default=0)
         groups: dict[tuple[Catalogue, Filter], list[int]] = {}
         place = 0
@@ -214,3 +247,9 @@ class Engine:
         # the order hold k that are not barred, wherever the barred stand.
         wanted = Filter(asked.code, query.query_time, query.only)
         return pick(*query.catalogue.popular(search_depth(query), wanted), query)
+
+
+def _weighted(queries: Sequence[EncodedQuery], query_ND: FloatArray) -> FloatArray:
+    """The vectors of the branch queries, weighted by objectives where there are several."""
+    scales = [query.scales_D for query in queries for _ in query.instructions if query.scales_D is not None]
+    return query_ND * np.stack(scales) if scales else query_ND  # a release has objectives or not, for all queries

@@ -20,7 +20,10 @@ class QueryCache:
         self._vectors: OrderedDict[bytes, FloatArray] = OrderedDict()
 
     def key(self, query: EncodedQuery) -> bytes:
-        """All that query vectors depend on: what the model sees of the history, and the conditions' codes."""
+        """All that query vectors depend on: what the model sees of the history, and the conditions' codes.
+
+        Not the weights of objectives: they are laid on afterwards, so one vector serves them all.
+        """
         seen = slice(max(0, len(query.items_L) - self._max_events), None)
         found = hashlib.blake2b(query.items_L[seen].tobytes(), digest_size=16)
         found.update(b"actions" + query.actions_L[seen].tobytes())

@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -103,12 +103,10 @@ class QueryEncoder:
                 encode_one = self._retriever.query_vectors if shape is None else self._query
                 vectors_QPD = encode_one(batch)[:num_queries, None].expand(-1, num_codes, -1)
             # bf16 leaves lengths a few thousandths off.
-            vectors: FloatArray = _of_length_one(vectors_QPD).cpu().numpy()
+            if vectors_QPD.dtype != torch.float32:
+                vectors_QPD = self._retriever.normalized(vectors_QPD.float())
+            vectors: FloatArray = vectors_QPD.cpu().numpy()
         return vectors
-
-
-def _of_length_one(vectors: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
-    return vectors if vectors.dtype == torch.float32 else functional.normalize(vectors.float(), dim=-1)
 
 
 def _shapes(settings: Encoding, max_events: int, takes_conditions: bool) -> Iterator[Shape]:

@@ -1,10 +1,10 @@
 """Bodies of the API, and the checks that need the application's limits."""
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic_core
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from serve.answer import Answer, Query
 from serve.histories.contract import StoredEvent
@@ -13,6 +13,8 @@ from serve.settings import Limits
 
 # The year 3000. Beyond it a time is surely in milliseconds.
 MAX_TIME = 32_503_680_000
+# Objectives that a request can weigh; a model has a handful.
+MAX_OBJECTIVES = 64
 
 Name = Annotated[StrictStr, Field(min_length=1, max_length=256)]
 Id = Name | Annotated[StrictInt, Field(ge=-(2**63), le=2**63 - 1)]
@@ -51,6 +53,18 @@ class Condition(Body):
     hard: StrictBool = Field(False, description="bring only what satisfies it; otherwise the model prefers it")
 
 
+def _few(weights: Any) -> Any:
+    """Before each is looked at, since a body can hold many."""
+    if isinstance(weights, dict) and len(weights) > MAX_OBJECTIVES:
+        raise ValueError(f"found {len(weights)} weights, expected at most {MAX_OBJECTIVES}")
+    return weights
+
+
+ObjectiveWeights = Annotated[
+    dict[Name, Annotated[float, Field(ge=0, allow_inf_nan=False)]], Field(min_length=1), BeforeValidator(_few)
+]
+
+
 class RetrieveRequest(Body):
     """What is asked for."""
 
@@ -70,6 +84,11 @@ class RetrieveRequest(Body):
     )
     conditions: Many[Condition] = Field(
         default_factory=list, description="what the answer should satisfy; their lists are merged by weight"
+    )
+    objective_weights: ObjectiveWeights | None = Field(
+        None,
+        description="objective -> weight of its score, of the objectives that the release has learnt; those not named "
+        "have 0. The release's own weights if left out",
     )
     deadline_ms: Annotated[StrictInt, Field(ge=1)] | None = Field(
         None, description="milliseconds after which the answer is worth nothing"
@@ -180,6 +199,7 @@ def to_query(request: RetrieveRequest, limits: Limits, now: int, stored: Sequenc
         wishes=[
             Wish(tuple(asked.any_of), asked.own_top or 0, asked.weight, asked.hard) for asked in request.conditions
         ],
+        objective_weights=request.objective_weights,
     )
 
 

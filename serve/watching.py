@@ -162,6 +162,8 @@ class RetrieverWatch:
             if answer.fallback is not None:
                 recorder.add(FALLBACKS, 1, fallback=answer.fallback)
         if self._deciles is not None:
-            tenths = np.searchsorted(self._deciles, own_top_scores(answers))
+            # Scores under other weights than the release's own are of another scale.
+            plain = [answer for query, answer in zip(queries, answers, strict=True) if not query.weighted]
+            tenths = np.searchsorted(self._deciles, own_top_scores(plain))
             for tenth, count in zip(*np.unique(tenths, return_counts=True), strict=True):
                 recorder.add(TOP_SCORES, int(count), tenth=str(tenth))

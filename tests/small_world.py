@@ -15,6 +15,7 @@ from data.vocabulary import Vocabulary
 from modeling.artifact import Artifact, save_artifact
 from modeling.build import build_retriever
 from modeling.hashed_table import row_hashes
+from modeling.objectives_settings import ObjectivesSettings
 from modeling.settings import (
     ConditionSettings,
     HashedItems,
@@ -130,6 +131,7 @@ def write_artifact(
     condition: ConditionSettings | None = None,
     items: HashedItems | FeatureItems | None = None,
     tokens: TokenSettings | None = None,
+    objectives: ObjectivesSettings | None = None,
 ) -> Artifact:
     """An artifact with random weights; the first `num_twins` items share one vector, so they always tie.
 
@@ -145,6 +147,7 @@ def write_artifact(
         use_actions=True,
         encoder=encoder,
         condition=condition,
+        objectives=objectives,
         items=items or ItemRows(),
         tokens=tokens,
     )
@@ -160,7 +163,7 @@ def write_artifact(
         # The initial biases are zero, which would hide that times, actions and positions matter.
         for parameter in retriever.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-        if items is None:
+        if items is None and objectives is None:
             retriever.items.weight[0].zero_()
             retriever.items.weight[1 : num_twins + 1] = retriever.items.weight[1]
     return save_artifact(directory, retriever.state_dict(), settings, dataset)

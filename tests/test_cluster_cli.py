@@ -228,6 +228,8 @@ def test_results_are_lines_for_people_and_one_document_for_machines(started: Sta
         (["train", "smoke", "=3"], "expected section.name=value"),
         (["train", "smoke", "trian.epochs=3"], "unknown section 'trian'"),
         (["retrieve"], "Give the history as"),
+        (["retrieve", "--item", "1", "--weight", "click"], "expected NAME=X, such as click=1"),
+        (["retrieve", "--item", "1", "--weight", "click=much"], "expected a number behind the ="),
         (["retrieve", "--item", "1", "--history", "h.json"], "Give the history as"),
         (["import", "table", "--source", "s", "--out", "o", "--column", "user_id"], "expected NAME=VALUE"),
         (["evaluate", "--artifact", "a"], "Missing option '--dataset'"),

@@ -115,6 +115,11 @@ def test_the_first_seed_of_every_model_comes_before_the_second_of_any() -> None:
         ({"models": {"a": {"title": "A", "data": ["x"]}}, "compare": []}, "names the data set 'x'; there are log"),
         ({"data": {"log": {"title": "L"}}}, "expected either source or simulate"),
         ({"modells": {}}, "modells: Extra inputs are not permitted"),
+        ({"compare_under": ["x"]}, "compare_under names 'x'; there are"),
+        (
+            {"models": {"a": {"title": "A", "begins_with": "b"}, "b": {"title": "B"}}, "compare": []},
+            "models.a begins with the row 'b'; before it stand",
+        ),
     ],
 )
 def test_a_wrong_suite_file_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -59,6 +59,7 @@ def histories(times: list[list[int]], *, requests: list[list[int]] | None = None
         actions_BL=torch.ones(len(times), length, dtype=torch.int64) * real,
         requests_BL=now("requests"),
         next_requests_BL=ahead("requests"),
+        next_actions_BL=(ahead("items") > 0).long(),
         targets_BL=ahead("items"),
         lengths_B=last,
         users_B=torch.arange(len(times)),

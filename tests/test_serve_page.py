@@ -5,7 +5,9 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -17,6 +19,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from data.settings import read_section
+from modeling.objectives_settings import ObjectivesSettings
 from modeling.settings import ConditionSettings
 from serve.answer import Answer, Query, Refusal
 from serve.api import create_api
@@ -39,9 +42,15 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    place = tmp_path_factory.mktemp("page")
+    with page_of(tmp_path_factory.mktemp("page"), condition=ConditionSettings()) as address:
+        yield address
+
+
+@contextmanager
+def page_of(place: Path, **model: Any) -> Iterator[str]:
+    """The address of a page over a release whose model has these settings."""
     dataset = write_dataset(place / "dataset")
-    artifact = write_artifact(place / "artifact", dataset, condition=ConditionSettings())
+    artifact = write_artifact(place / "artifact", dataset, **model)
     build_release(str(artifact.directory), str(place / "release"), {}, dataset=str(dataset.directory))
     engine = Engine.open(place / "release")
     (place / "tokens").write_text(f"browser {TOKEN}\n")
@@ -196,3 +205,24 @@ def test_it_fits_a_phone_and_breaks_no_policy(browser: webdriver.Chrome, url: st
     assert [line for line in serious if " 401 " not in line and " 422 " not in line] == []
     if place := os.environ.get("FARSIGHT_SCREENSHOTS"):
         browser.save_screenshot(str(Path(place) / "phone.png"))
+
+
+def test_the_objectives_of_a_release_have_weights_and_another_release_has_no_field_for_them(
+    browser: webdriver.Chrome, url: str, tmp_path: Path
+) -> None:
+    open_page(browser, url)
+    assert not of(browser, "#objectives").is_displayed()
+    stated = ObjectivesSettings(actions={"click": ("click",), "conversion": ("like",)})
+    with page_of(tmp_path, objectives=stated) as address:
+        open_page(browser, address)
+        fields = wait_for(browser, "#weights input", 3)
+        assert [field.get_attribute("name") for field in fields] == ["exposure", "click", "conversion"]
+        [own] = ask(browser, 1)
+        own_ids = ids(own)
+        fields[0].send_keys("1")
+        [exposure] = ask(browser, 1)
+        assert ids(exposure) != own_ids
+        fields[0].clear()
+        fields[1].send_keys("0")
+        of(browser, "#ask").click()
+        WebDriverWait(browser, 30).until(lambda _: "found no weight above 0" in of(browser, "#problem").text)

@@ -146,7 +146,13 @@ def plain_weights(engine: Any) -> dict[str, torch.Tensor]:
 
     parameters = dict(engine.module.named_parameters())
     with deepspeed.zero.GatheredParameters(list(parameters.values()), enabled=engine.zero_optimization_stage() == 3):
-        return {name: value.detach().to("cpu", torch.float32, copy=True) for name, value in parameters.items()}
+        kept = {**parameters, **_saved_buffers(engine.module)}
+        return {name: value.detach().to("cpu", torch.float32, copy=True) for name, value in kept.items()}
+
+
+def _saved_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    saved = module.state_dict().keys()
+    return {name: value for name, value in module.named_buffers() if name in saved}
 
 
 def gradient_norm(engine: Any) -> float:

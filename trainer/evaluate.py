@@ -1,6 +1,6 @@
 """`farsight evaluate`: full-catalogue metrics of an artifact, beside baselines and other rankings."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from data.cases import Cases, split_cases
+from data.cases import Cases, check_targets, split_cases
 from data.dataset import PreparedDataset, Split
 from data.errors import DatasetError, RecipeError
 from data.progress import progress
@@ -19,7 +19,7 @@ from data.settings import Recipe, read_section
 from data.storage import MANIFEST, published_directory, write_json
 from modeling.artifact import Artifact
 from trainer.baselines import ExternalRanking, baseline_name, build_baseline
-from trainer.evaluation import EarlierScorer, Observer, RetrieverScorer, Scorer, evaluate_cases
+from trainer.evaluation import EarlierScorer, Observer, RetrieverScorer, Scorer, evaluate_cases, query_scales
 from trainer.gaps import settled
 from trainer.observers import BeyondAccuracy, CaseCounts, CatalogueFacts, UserMetrics, users_with_training
 from trainer.settings import EvaluateSettings
@@ -67,6 +67,7 @@ def run(
     stated = read_section(recipe or {}, "evaluate", EvaluateSettings)
     opened, prepared = _opened(artifact, dataset, split)
     settings = settled(stated, prepared)
+    check_targets(prepared, split, settings.target_actions)
     builders = _builders(settings, opened, prepared, split, rankings or {})
     facts = CatalogueFacts.of(prepared)
     counts = CaseCounts(facts)
@@ -116,7 +117,8 @@ def _builders(
         external = ExternalRanking(path, vocabulary or prepared.vocabulary(), split)
         named.append((name, partial(_same, external)))
     if opened is not None:
-        named.append((MODEL, partial(_model, opened, prepared)))
+        scales = query_scales(opened.settings, settings.objective_weights)  # now, for the same reason
+        named.append((MODEL, partial(_model, opened, prepared, scales)))
     if not named:
         raise RecipeError("evaluate: nothing to measure; give an artifact, rankings, or evaluate.baselines")
     names = [name for name, _ in named]
@@ -132,13 +134,14 @@ def _same(scorer: Scorer) -> Scorer:
     return scorer
 
 
-def _model(opened: Artifact, prepared: PreparedDataset) -> Scorer:
+def _model(opened: Artifact, prepared: PreparedDataset, scales: Sequence[float] | None) -> Scorer:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     own_V = opened.catalogue().column(TRAIN_EVENTS).to_numpy()
     scorer = RetrieverScorer(
         opened.load_retriever(device),
         max_events=opened.max_events,
         train_events_V=np.concatenate([np.zeros(1, np.int64), own_V]),
+        scales=scales,
     )
     if opened.num_rows == prepared.num_rows and opened.actions == prepared.manifest["actions"]:
         return scorer
@@ -163,6 +166,7 @@ def _row(
         users_per_batch=settings.users_per_batch,
         gap_seconds=int(settings.gap_seconds),
         request_time=settings.request_time,
+        target_actions=settings.target_actions,
     )
     beyond = BeyondAccuracy(facts, settings.ks, horizon=settings.horizon)
     totals = evaluate_cases(
@@ -174,6 +178,11 @@ def _row(
         observers=[beyond, *others],
     )
     return {**totals.means(), **beyond.figures()}, totals.intervals()
+
+
+def _of_objectives(settings: EvaluateSettings) -> dict[str, Any]:
+    stated = {"target_actions": settings.target_actions, "objective_weights": settings.objective_weights}
+    return {name: value for name, value in stated.items() if value is not None}
 
 
 def _protocol(
@@ -191,13 +200,19 @@ def _protocol(
         "split_rule": prepared.manifest["split"],
         "gap_seconds": settings.gap_seconds,
         "seen": settings.seen,
+        **_of_objectives(settings),
         "catalogue_items": prepared.num_rows - 1,
         "history": f"stable sort by {keys}; visible: {visible}",
         "request_time": asked if prepared.has_times else "0: the log had no times",
         "ties": "equal scores by item row",
         "without_history": "the model answers popularity",
         "share_without_history": counts.num_without_history / counts.num_users,
-        "share_warm_users": users_with_training(prepared, split) / counts.num_users,
+        # Counted of all users with targets, whatever their actions.
+        **(
+            {}
+            if settings.target_actions
+            else {"share_warm_users": users_with_training(prepared, split) / counts.num_users}
+        ),
         "share_warm_targets": 1 - counts.num_cold_targets / counts.num_targets,
         "share_repeated_targets": counts.num_repeated_targets / counts.num_targets,
     }

@@ -1,7 +1,7 @@
 """Full-catalogue evaluation: every item is scored for every user, and the targets' exact ranks counted."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -13,9 +13,11 @@ from torch.nn import functional
 
 from data.batch import to_device
 from data.cases import Cases
+from data.errors import RecipeError
 from data.ragged import IntArray
 from modeling.metrics import hide, ranking_metrics, target_ranks, top_rows
 from modeling.retriever import Retriever
+from modeling.settings import ModelSettings
 from trainer.ranks import Ranks
 
 
@@ -51,23 +53,45 @@ class RetrieverScorer:
         max_events: events of a history that the model sees.
         train_events_V: training events per item row, by which a user without visible history is answered,
             as an endpoint does.
+        scales: what each coordinate of a query is multiplied by; None for 1.
     """
 
-    def __init__(self, retriever: Retriever, *, max_events: int, train_events_V: IntArray) -> None:
+    def __init__(
+        self, retriever: Retriever, *, max_events: int, train_events_V: IntArray, scales: Sequence[float] | None = None
+    ) -> None:
         self._retriever = retriever
         self._max_events = max_events
         self._device = next(retriever.parameters()).device
         self._popularity_V = popularity_scores(train_events_V).to(self._device)
         with torch.inference_mode():
             self._items_VD = retriever.catalogue_vectors()
+            self._scales_D = None if scales is None else self._items_VD.new_tensor(scales)
 
     def __call__(self, cases: Cases) -> Float[Tensor, "B V"]:
         batch = to_device(cases.batch(self._max_events), self._device)
         with torch.inference_mode():
-            scores_BV = self._retriever.query_vectors(batch) @ self._items_VD.T
+            query_BD = self._retriever.query_vectors(batch)
+            if self._scales_D is not None:
+                query_BD = query_BD * self._scales_D
+            scores_BV = query_BD @ self._items_VD.T
             unknown = [place for place, rows in enumerate(cases.items) if not len(rows)]
             scores_BV[unknown] = self._popularity_V.to(scores_BV.dtype)
             return scores_BV
+
+
+def query_scales(model: ModelSettings, weights: Mapping[str, float] | None) -> list[float] | None:
+    """What each coordinate of a query is multiplied by under these weights of the objectives; None for a model of one.
+
+    Raises:
+        RecipeError: weights for a model of one objective, or wrong ones.
+    """
+    if model.objectives is None:
+        if weights is None:
+            return None
+        raise RecipeError("evaluate.objective_weights: the model was trained without model.objectives; leave them out")
+    if weights is not None and (problem := model.objectives.wrong_weights(weights)):
+        raise RecipeError(f"evaluate.objective_weights: {problem}")
+    return model.objectives.scales(model.width, weights)
 
 
 class EarlierScorer:

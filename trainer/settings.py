@@ -171,6 +171,14 @@ class EvaluateSettings(Settings):
     request_time: Literal["target", "last_event"] = Field(
         "target", description="time of the request: that of the first target, or of the newest visible event"
     )
+    target_actions: tuple[str, ...] | None = Field(
+        None,
+        description="only events with these actions are targets, and users who have none are left out; histories and "
+        "request times stay. None: all events, in validation of a stage those of its objective",
+    )
+    objective_weights: dict[str, float] | None = Field(
+        None, description="objective -> weight of its score, as in a request; None: the default weights of the model"
+    )
     horizon: int = Field(10, ge=0, description="events of the split, counted from its first, that have a hit rate each")
     baselines: tuple[BaselineSettings, ...] = Field((MostPopular(),), description="rankings measured beside the model")
     users_per_batch: int = Field(256, ge=1, description="users scored against the whole catalogue at a time")

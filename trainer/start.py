@@ -5,11 +5,13 @@ from typing import Literal
 from data.conditions import Conditions
 from data.dataset import PreparedDataset
 from data.errors import ArtifactMismatch
-from modeling.artifact import ITEM_PREFIX, ITEM_WEIGHT, ITEMS, Artifact
+from modeling.artifact import ITEM_BLOCKS, ITEM_PREFIX, ITEM_WEIGHT, ITEMS, Artifact
 from modeling.feature_table import FeatureTable
+from modeling.objectives_settings import ObjectivesSettings
 from modeling.retriever import Retriever
 from modeling.settings import ModelSettings
 from modeling.sharded_table import ShardedTable
+from trainer.stages import check_stage
 
 
 def check_start(directory: str, model: ModelSettings, dataset: PreparedDataset) -> str:
@@ -36,6 +38,7 @@ def check_start(directory: str, model: ModelSettings, dataset: PreparedDataset) 
                 f"model.{name} is {_plain(found)}, but {directory} has {_plain(expected)}; keep the artifact's, or "
                 "train from the beginning"
             )
+    check_stage(directory, artifact.settings.objectives, model.objectives)
     return artifact.content_hash
 
 
@@ -67,12 +70,21 @@ def _check_conditions(artifact: Artifact, model: ModelSettings, dataset: Prepare
         )
 
 
-def start_from(directory: str, retriever: Retriever, *, frozen: Literal["nothing", "backbone"]) -> None:
+def start_from(
+    directory: str,
+    retriever: Retriever,
+    *,
+    frozen: Literal["nothing", "backbone"],
+    objectives: ObjectivesSettings | None = None,
+) -> None:
     """Take over an artifact's weights; what it lacks keeps its fresh weights. Call `check_start` first.
 
     A head that the artifact lacks begins as its first; items that it lacks keep their fresh vectors, or, where vectors
     come from hashes or features, have that of their id or features. Of the vectors for a sharded table every rank reads
     its own.
+
+    Args:
+        objectives: of the model that begins, if it has any.
     """
     artifact, items, state = Artifact.open(directory), retriever.items, retriever.state_dict()
     if isinstance(items, ShardedTable):
@@ -80,10 +92,10 @@ def start_from(directory: str, retriever: Retriever, *, frozen: Literal["nothing
         items.begin(artifact.directory / ITEMS, ITEM_WEIGHT)
     else:
         weights = artifact.weights()
-        if ITEM_WEIGHT in state:
-            items_VD = state[ITEM_WEIGHT].clone()
-            items_VD[: len(weights[ITEM_WEIGHT])] = weights[ITEM_WEIGHT]
-            weights[ITEM_WEIGHT] = items_VD
+        for name in (name for name in state if name == ITEM_WEIGHT or name.startswith(ITEM_BLOCKS)):
+            items_VD = state[name].clone()
+            items_VD[: len(weights[name])] = weights[name]
+            weights[name] = items_VD
         if isinstance(items, FeatureTable):
             told = {name.removeprefix(ITEM_PREFIX): weights[name] for name in weights if name.startswith(ITEM_PREFIX)}
             continued = items.continued(told, Conditions.of(artifact.catalogue()).names)
@@ -93,6 +105,9 @@ def start_from(directory: str, retriever: Retriever, *, frozen: Literal["nothing
             _, _, rest = name.split(".", 2)
             weights[name] = weights[f"branches.0.{rest}"]
     retriever.load_state_dict({**state, **{name: value for name, value in weights.items() if name in state}})
+    before = artifact.settings.objectives
+    if retriever.objectives is not None and objectives is not None and before is not None:
+        retriever.objectives.begin(len(before.learnt), recover=objectives.recover, free_mass=objectives.free_mass)
     if frozen == "backbone":
         retriever.encoder.requires_grad_(False)
         if isinstance(items, ShardedTable):

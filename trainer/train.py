@@ -34,6 +34,7 @@ from trainer.loop import train_worker
 from trainer.progress import progress_bar
 from trainer.reporting import cluster_shape, failure_reported, report_artifact
 from trainer.settings import EvaluateSettings, TrainSettings, WorkerSettings
+from trainer.stages import check_objectives, validated
 from trainer.start import check_start
 from trainer.table import check_features
 
@@ -44,7 +45,7 @@ RUN_FILE = "run.json"
 # Share of the items that may have the same vector as another, where vectors come from hashes.
 MAX_SHARED_VECTORS = 0.01
 # What of the section `evaluate` validation goes by.
-VALIDATED = ("seen", "gap_seconds", "request_time")
+VALIDATED = ("seen", "gap_seconds", "request_time", "target_actions", "objective_weights")
 # Logical CPUs that Ray Data needs beside the workers; with none the first batch never comes.
 DATA_CPUS = 1
 
@@ -68,7 +69,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
     tracking = tracking_settings(recipe)
     dataset = PreparedDataset.open(train.dataset)
     _check_fit(train, model, dataset)
-    evaluate = settled(read_section(recipe, "evaluate", EvaluateSettings), dataset)
+    evaluate = validated(settled(read_section(recipe, "evaluate", EvaluateSettings), dataset), model, dataset)
     run_dir = Path(train.run_dir).resolve()
     model = with_gap(model, dataset, run_dir)
     begins = None if train.start_from is None else check_start(train.start_from, model, dataset)
@@ -119,6 +120,7 @@ def _check_fit(train: TrainSettings, model: ModelSettings, dataset: PreparedData
         _check_hashed(train, model.items, dataset)
     if model.items.kind == "features":
         check_features(train.item_table, model.items, dataset)
+    check_objectives(train, model, dataset)
     if model.needs_times and not dataset.has_times:
         raise DatasetError(
             f"{train.dataset}: its log had no times, and the model needs them; set model.encoder.time_bias=false, "
@@ -283,9 +285,9 @@ def _cause(error: Exception) -> FarsightError:
 
 def _export(run_dir: Path, model: ModelSettings, dataset: PreparedDataset, facts: dict[str, Any]) -> Artifact:
     """Write the artifact from the checkpoint with the best validation; the earliest of equals."""
-    validated = [found for found in whole_checkpoints(run_dir) if found.metrics]
-    if not validated:
+    complete = [found for found in whole_checkpoints(run_dir) if found.metrics]
+    if not complete:
         raise TrainingError(f"{run_dir}: the run ended without a checkpoint; remove it and train again")
-    best = max(validated, key=lambda found: (found.metrics[METRIC], -found.state.epoch))
+    best = max(complete, key=lambda found: (found.metrics[METRIC], -found.state.epoch))
     facts = {**facts, "validation": {**best.metrics, "epoch": best.state.epoch, "step": best.state.step}}
     return save_artifact(run_dir / ARTIFACT, best.weights, model, dataset, table=best.table, facts=facts, replace=True)

@@ -9,7 +9,7 @@ from data.cases import split_cases
 from data.tracking.contract import EPOCH, EVENTS_SEEN, GLOBAL_STEP
 from trainer.checkpoints import METRIC, report_checkpoint
 from trainer.engine import plain_weights
-from trainer.evaluation import RetrieverScorer, Totals, evaluate_cases
+from trainer.evaluation import RetrieverScorer, Totals, evaluate_cases, query_scales
 from trainer.examples import COLUMNS, TABLE, ExampleRetrievals
 from trainer.sharded_evaluation import ShardedRanker
 from trainer.worker import Worker, build_model
@@ -60,6 +60,7 @@ def _validate(worker: Worker, weights: Mapping[str, torch.Tensor], examples: Exa
         users_per_batch=evaluate.users_per_batch,
         gap_seconds=int(evaluate.gap_seconds),
         request_time=evaluate.request_time,
+        target_actions=evaluate.target_actions,
         max_users=None if limit is None else -(-limit // ranks.world),
         rank=ranks.rank,
         world=ranks.world,
@@ -70,7 +71,8 @@ def _validate(worker: Worker, weights: Mapping[str, torch.Tensor], examples: Exa
         ranker = ShardedRanker(retriever, worker.table.rows, ranks, max_events=max_events, train_events_V=counts_V)
         totals = ranker.evaluate(cases, ks=(10,), remove_seen=remove_seen, observers=[examples])
     else:
-        scorer = RetrieverScorer(retriever, max_events=max_events, train_events_V=counts_V)
+        scales = query_scales(worker.model, evaluate.objective_weights)
+        scorer = RetrieverScorer(retriever, max_events=max_events, train_events_V=counts_V, scales=scales)
         totals = evaluate_cases(
             scorer, cases, num_rows=dataset.num_rows, ks=(10,), remove_seen=remove_seen, observers=[examples]
         )

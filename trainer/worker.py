@@ -105,7 +105,7 @@ def set_up_worker(config: dict[str, Any]) -> Worker:
     torch.manual_seed(train.seed)  # the same first weights on every rank
     retriever = build_model(model, dataset, table, item_hashes, trains=True)
     if train.start_from is not None:
-        start_from(train.start_from, retriever, frozen=train.frozen)
+        start_from(train.start_from, retriever, frozen=train.frozen, objectives=model.objectives)
     ranks = Ranks(rank, world)
     found = newest_checkpoint(Path(train.run_dir), ranks)
     events_per_batch = train.events_per_batch * train.workers.num_workers
@@ -214,6 +214,7 @@ def build_model(
         model,
         num_rows=dataset.num_rows,
         num_actions=dataset.num_actions,
+        actions=dataset.manifest["actions"],
         train_counts=dataset.train_counts() if trains else None,
         catalogue=dataset.catalogue() if model.needs_catalogue else None,
         item_hashes=item_hashes,

@@ -5,7 +5,7 @@ message becomes a body, the body of the answer a message, and a status the code 
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
@@ -53,6 +53,8 @@ def plain(value: Any) -> Any:
         return {field.name: plain(held) for field, held in value.ListFields()}
     if isinstance(value, str | int | float):
         return value
+    if isinstance(value, Mapping):
+        return {name: plain(held) for name, held in value.items()}
     return [plain(one) for one in value]
 
 

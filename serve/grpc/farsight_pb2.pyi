@@ -29,7 +29,14 @@ class Condition(_message.Message):
     def __init__(self, any_of: _Optional[_Iterable[str]] = ..., own_top: _Optional[int] = ..., weight: _Optional[float] = ..., hard: bool = ...) -> None: ...
 
 class RetrieveRequest(_message.Message):
-    __slots__ = ("history", "user_id", "k", "request_time", "exclude_seen", "exclude_item_ids", "only_item_ids", "conditions", "deadline_ms")
+    __slots__ = ("history", "user_id", "k", "request_time", "exclude_seen", "exclude_item_ids", "only_item_ids", "conditions", "objective_weights", "deadline_ms")
+    class ObjectiveWeightsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     HISTORY_FIELD_NUMBER: _ClassVar[int]
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     K_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +45,7 @@ class RetrieveRequest(_message.Message):
     EXCLUDE_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     ONLY_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     CONDITIONS_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     history: _containers.RepeatedCompositeFieldContainer[Event]
     user_id: str
@@ -47,8 +55,9 @@ class RetrieveRequest(_message.Message):
     exclude_item_ids: _containers.RepeatedScalarFieldContainer[str]
     only_item_ids: _containers.RepeatedScalarFieldContainer[str]
     conditions: _containers.RepeatedCompositeFieldContainer[Condition]
+    objective_weights: _containers.ScalarMap[str, float]
     deadline_ms: int
-    def __init__(self, history: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., user_id: _Optional[str] = ..., k: _Optional[int] = ..., request_time: _Optional[int] = ..., exclude_seen: bool = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., only_item_ids: _Optional[_Iterable[str]] = ..., conditions: _Optional[_Iterable[_Union[Condition, _Mapping]]] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+    def __init__(self, history: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., user_id: _Optional[str] = ..., k: _Optional[int] = ..., request_time: _Optional[int] = ..., exclude_seen: bool = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., only_item_ids: _Optional[_Iterable[str]] = ..., conditions: _Optional[_Iterable[_Union[Condition, _Mapping]]] = ..., objective_weights: _Optional[_Mapping[str, float]] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
 
 class Item(_message.Message):
     __slots__ = ("item_id", "score", "title", "condition")

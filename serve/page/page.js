@@ -24,6 +24,8 @@ async function start() {
   at("release").textContent = content.release;
   at("size").textContent = content.num_items.toLocaleString("en");
   at("names").replaceChildren(...content.conditions.map((name) => new Option(name, name)));
+  at("objectives").hidden = !content.objectives.length;
+  at("weights").replaceChildren(...content.objectives.map(weightInput));
   examples = content.examples;
   const shown = examples.map((one, number) => new Option(`example ${number + 1}: ${one.history.length} events`, number));
   at("source").replaceChildren(...shown, new Option("typed or pasted", "typed"), new Option("a stored user", "user"));
@@ -66,6 +68,19 @@ function readConditions() {
   });
 }
 
+function weightInput(name) {
+  const label = element("label", name + " ");
+  const input = element("input", "");
+  Object.assign(input, { type: "number", min: "0", step: "0.1", name });
+  label.append(input);
+  return label;
+}
+
+function readWeights() {
+  const stated = [...at("weights").querySelectorAll("input")].filter((input) => input.value !== "");
+  return stated.length ? Object.fromEntries(stated.map((input) => [input.name, Number(input.value)])) : null;
+}
+
 async function ask(event) {
   event.preventDefault();
   at("problem").textContent = "";
@@ -76,6 +91,8 @@ async function ask(event) {
     if (source === "user") asked.user_id = at("user").value;
     else asked.history = readHistory();
     if (examples[source]) asked.request_time = examples[source].request_time;
+    const weights = readWeights();
+    if (weights) asked.objective_weights = weights;
     const conditions = readConditions();
     const plain = await call("v1/retrieve", asked);
     const answers = [article("Without conditions", plain)];

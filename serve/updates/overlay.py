@@ -78,7 +78,10 @@ def vectors_of(engine: Engine, items: Sequence[AddedItem]) -> tuple[dict[str, Fl
             found[item.item_id] = composed[place]
     lengths = {item_id: float(np.linalg.norm(vector.astype(np.float64))) for item_id, vector in found.items()}
     reasons |= {item_id: "its vector has no direction" for item_id, length in lengths.items() if not length}
-    return {item_id: found[item_id] / length for item_id, length in lengths.items() if length}, reasons
+    vectors = {item_id: found[item_id] / length for item_id, length in lengths.items() if length}
+    if vectors:
+        vectors = dict(zip(vectors, engine.normalized(np.stack([*vectors.values()])), strict=True))
+    return vectors, reasons
 
 
 def _means(engine: Engine, items: Sequence[AddedItem]) -> list[FloatArray | None]:
