@@ -74,13 +74,18 @@ def judged(method: str, chosen: Namespace) -> dict[str, Any]:
         overrides=chosen.overrides,
     )
     rows = [row for data in chosen.data for claim in claims for row in compared(claim, data, summary["data"][data])]
+    return {**verdict(rows), "comparisons": rows}
+
+
+def verdict(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """On where every comparison says better; otherwise off, and which do not."""
     reasons = [
-        f"{row['verdict']} than {row['rival']} on {row['data']} ({row['metric']} of {row['protocol']}: "
+        f"{row['verdict']} beside {row['rival']} on {row['data']} ({row['metric']} of {row['protocol']} "
         f"{row['gain']:+.4f})"
         for row in rows
         if row["verdict"] != "better"
     ]
-    return {"verdict": OFF if reasons else ON, "reasons": reasons, "comparisons": rows}
+    return {"verdict": OFF if reasons else ON, "reasons": reasons}
 
 
 def needed(suite: SuiteSettings, claims: Iterable[Claim]) -> list[str]:
