@@ -19,7 +19,6 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from data.errors import TrainingError
 from modeling.esans import Clusters
 from modeling.esans_settings import ClusterSettings
 from trainer.clusters import FloatArray, cluster_items, content_vectors
@@ -88,9 +87,10 @@ class ClusterRefresh:
             return None
         try:
             return ray.get(self._task)
-        except (ray.exceptions.RayError, TrainingError) as error:
-            logger.warning("step %d: items were not clustered, and the clusters stay: %s", step, error)
-            self._report(step, {"problem": str(error)})
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", error)  # what the task raised, where it got so far
+            logger.warning("step %d: items were not clustered, and the clusters stay: %s", step, cause)
+            self._report(step, {"problem": str(cause)})
             return None
 
     def _take(self, step: int, made: tuple[Clusters, float] | None, *, waited_seconds: float) -> None:
