@@ -1,6 +1,7 @@
 """The retriever: a history becomes a query vector, an item a vector, and their inner product a score."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypedDict
 
 import torch
@@ -15,6 +16,7 @@ from modeling.encoder import Encoder
 from modeling.foresight import Foresight, LinearHeads, Prediction, following, foresee, last_labels
 from modeling.item_table import HeldItems, ItemTable
 from modeling.losses import sampled_softmax
+from modeling.margin_loss import margin_softmax
 from modeling.negatives import Negatives
 from modeling.objectives import Objectives
 from modeling.view import View, causal
@@ -103,8 +105,9 @@ class Retriever(nn.Module):
                 kept_BL = _first_place(kept_BL)
             positives_EK = plan.labels_BLK[kept_BL]
             targets_E = positives_EK[:, head]
-            loss = sampled_softmax(
-                self._compared(self.normalized(asked_BLD[kept_BL]), head),
+            query_ED = self.normalized(asked_BLD[kept_BL])
+            loss = self._loss_with(self._margins(batch, kept_BL, query_ED, negative_ND, negatives_N, head))(
+                self._compared(query_ED, head),
                 self._compared(self.normalized(items(targets_E)), head),
                 self._compared(negative_ND, head),
                 positive_rows_EK=positives_EK,
@@ -117,6 +120,18 @@ class Retriever(nn.Module):
         head_losses_K = torch.stack(losses)
         num_targets = torch.tensor(len(next_E), device=head_losses_K.device)
         return Losses(loss=head_losses_K.sum(), head_losses_K=head_losses_K.detach(), num_targets=num_targets)
+
+    def _margins(
+        self, batch: Batch, kept_BL: Tensor, query_ED: Tensor, negative_ND: Tensor, negatives_N: Tensor, head: int
+    ) -> Float[Tensor, "E N"] | None:
+        if self.objectives is None:
+            return None
+        vectors = (query_ED, negative_ND, negatives_N)
+        return self.objectives.margins(batch, kept_BL, *vectors, head=head, temperature=self.temperature)
+
+    @staticmethod
+    def _loss_with(margins_EN: Float[Tensor, "E N"] | None) -> Callable[..., Float[Tensor, ""]]:
+        return sampled_softmax if margins_EN is None else partial(margin_softmax, margins_EN=margins_EN)
 
     def _asked(
         self, batch: Batch, plan: Foresight, items: HeldItems, generator: torch.Generator | None
