@@ -297,7 +297,7 @@ def test_a_stage_in_bf16_after_one_in_fp32_is_refused_because_it_would_round_wha
     first = first_artifact(tmp_path, dataset)
     model = ModelSettings.model_validate({"objectives": {**OBJECTIVES, "stage": "conversion"}})
     stated = {"dataset": "d", "run_dir": "r", "start_from": str(first.directory), "engine": {"precision": "bf16"}}
-    with pytest.raises(RecipeError, match="bf16 would round the weights of earlier stages, which .* has in fp32"):
+    with pytest.raises(RecipeError, match=r"bf16 would round the weights of earlier stages, which .* has in fp32"):
         check_objectives(TrainSettings.model_validate(stated), model, dataset)
 
 

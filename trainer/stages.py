@@ -52,8 +52,8 @@ def _check_precision(start_from: str) -> None:
     before = settings.get("train", {}).get("engine", {}).get("precision", "fp32")
     if before != "bf16":
         raise RecipeError(
-            f"train.engine.precision bf16 would round the weights of earlier stages, which {start_from} has in {before}; "
-            "train this stage in fp32, or all of them in bf16"
+            f"train.engine.precision bf16 would round the weights of earlier stages, which {start_from} has in "
+            f"{before}; train this stage in fp32, or all in bf16"
         )
 
 
