@@ -97,6 +97,7 @@ def _objectives(settings: ModelSettings, actions: Sequence[str]) -> Objectives |
         stated.blocks(settings.width),
         neurons=stated.neurons,
         experts=stated.experts,
+        margin=stated.margin,
         stage=None if stated.stage is None else stated.names.index(stated.stage),
         levels=stated.levels(actions),
     )

@@ -23,8 +23,10 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
+from data.batch import Batch
 from modeling.foresight import Foresight
 from modeling.item_table import INITIAL_DEVIATION
+from modeling.margin_loss import passed_over
 
 
 class BlockTable(nn.Module):
@@ -92,6 +94,7 @@ class Objectives(nn.Module):
         neurons: F.
         stage: place of the objective that is trained and answers; None for all at once, with one set of neurons.
         experts: E of the mixture (MMoE, Ma et al., KDD 2018; each expert is F / E of the neurons); 1 for none.
+        margin: largest margin of `modeling.margin_loss`, in logits; 0 for none.
         levels: of each action code, 0 (none) first, of how many objectives its events are; None if nothing is trained.
     """
 
@@ -106,11 +109,13 @@ class Objectives(nn.Module):
         neurons: int,
         stage: int | None,
         experts: int = 1,
+        margin: float = 0.0,
         levels: Sequence[int] | None,
     ) -> None:
         super().__init__()
         self.widths = tuple(widths)
         self.stage = stage
+        self.margin = margin
         self.num_learnt = len(widths) if stage is None else stage + 1
         self.norm = nn.RMSNorm(width, elementwise_affine=False)
         self.parts = nn.ModuleList(StagePart(width, neurons, own) for own in widths)
@@ -166,6 +171,31 @@ class Objectives(nn.Module):
         levels_BL = self.levels_A[next_actions_BL]
         own = [plan.labels_BLK[..., 0].where(levels_BL > place, 0) for place in self.trained]
         return replace(plan, labels_BLK=torch.stack(own, -1))
+
+    @torch.no_grad()
+    def margins(
+        self,
+        batch: Batch,
+        kept_BL: Bool[Tensor, "B L"],
+        query_ED: Float[Tensor, "E D"],
+        negative_ND: Float[Tensor, "N D"],
+        negative_rows_N: Int[Tensor, "N"],
+        *,
+        head: int,
+        temperature: float,
+    ) -> Float[Tensor, "E N"] | None:
+        """What is added to the logits of negatives in the loss of a trained objective; None for nothing.
+
+        Args:
+            kept_BL: the places of the E targets.
+        """
+        place = self.trained[head]
+        if not self.margin or not place:
+            return None
+        own_BL = self.levels_A[batch["next_actions_BL"]] > place
+        shown_BN = passed_over(batch["targets_BL"], own_BL, negative_rows_N)
+        first_EN = self.compared(query_ED, 0).float() @ self.compared(negative_ND, 0).float().T / temperature
+        return self.margin * first_EN.sigmoid() * shown_BN[kept_BL.nonzero()[:, 0]]
 
     @torch.no_grad()
     def begin(self, learnt_before: int, *, recover: bool, free_mass: float) -> None:

@@ -43,6 +43,12 @@ class ObjectivesSettings(Settings):
     free_mass: float = Field(
         0.3, ge=0, lt=1, description="share of the neurons' absolute weights whose weakest holders are freed (tau)"
     )
+    margin: float = Field(
+        0.0,
+        ge=0,
+        description="largest margin, in logits, of items that a user was shown without an event of the objective, in "
+        "the losses after the first; 0: none. A stand-in for the paper's, whose formula is not published",
+    )
     recover: bool = Field(
         False,
         description="accuracy recovery: free the weakest neurons of the stage that train.start_from has learnt last, "

@@ -1,6 +1,7 @@
 """The retriever: a history becomes a query vector, an item a vector, and their inner product a score."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TypedDict, cast
 
 import torch
@@ -15,6 +16,7 @@ from modeling.encoder import Encoder
 from modeling.foresight import Foresight, LinearHeads, Prediction, SharedHeads, following, foresee, last_labels
 from modeling.item_table import HeldItems, ItemTable, TokenisedItems, TokensHeldAs
 from modeling.losses import own_softmax, sampled_softmax
+from modeling.margin_loss import margin_softmax
 from modeling.negatives import Negatives, OwnNegatives
 from modeling.objectives import Objectives
 from modeling.view import View, causal
@@ -102,8 +104,9 @@ class Retriever(nn.Module):
         losses = []
         for head, asked_BLD in enumerate(self._asked(batch, plan, items, generator)):
             query_ED = self.normalized(asked_BLD[kept[head]])
-            loss = self._head_loss(query_ED, positives[head], head, items, (negatives_N, negative_ND), own[head])
-            losses.append(loss)
+            margins_EN = self._margins(batch, kept[head], query_ED, negative_ND, negatives_N, head)
+            shared = (negatives_N, negative_ND, margins_EN)
+            losses.append(self._head_loss(query_ED, positives[head], head, items, shared, own[head]))
         head_losses_K = torch.stack(losses)
         num_targets = torch.tensor(len(next_E), device=head_losses_K.device)
         return Losses(loss=head_losses_K.sum(), head_losses_K=head_losses_K.detach(), num_targets=num_targets)
@@ -114,22 +117,23 @@ class Retriever(nn.Module):
         positives_EK: Int[Tensor, "E K"],
         head: int,
         items: HeldItems,
-        shared: tuple[Int[Tensor, "N"], Float[Tensor, "N D"]],
+        shared: tuple[Int[Tensor, "N"], Float[Tensor, "N D"], Float[Tensor, "E N"] | None],
         own: OwnNegatives | None,
     ) -> Float[Tensor, ""]:
         """Loss of one head, whose target is one of the positives; 0 where it is padding.
 
         Args:
-            shared: rows and vectors of the negatives that all targets share.
+            shared: rows and vectors of the negatives that all targets share, and their margins if they have any.
             own: what each target is told from besides.
         """
         assert self.sampler is not None
-        (negatives_N, negative_ND), targets_E = shared, positives_EK[:, head]
+        (negatives_N, negative_ND, margins_EN), targets_E = shared, positives_EK[:, head]
         labelled = bool(targets_E.any())
         log_q_E = self.sampler.log_q(targets_E) if labelled else torch.zeros(1, device=targets_E.device)
         target_ED = self.normalized(items(targets_E))
         if own is None:
-            loss = sampled_softmax(
+            softmax = sampled_softmax if margins_EN is None else partial(margin_softmax, margins_EN=margins_EN)
+            loss = softmax(
                 self._compared(query_ED, head),
                 self._compared(target_ED, head),
                 self._compared(negative_ND, head),
@@ -157,6 +161,14 @@ class Retriever(nn.Module):
                 temperature=self.temperature,
             )
         return loss if labelled else loss * 0
+
+    def _margins(
+        self, batch: Batch, kept_BL: Tensor, query_ED: Tensor, negative_ND: Tensor, negatives_N: Tensor, head: int
+    ) -> Float[Tensor, "E N"] | None:
+        if self.objectives is None:
+            return None
+        vectors = (query_ED, negative_ND, negatives_N)
+        return self.objectives.margins(batch, kept_BL, *vectors, head=head, temperature=self.temperature)
 
     def _asked(
         self, batch: Batch, plan: Foresight, items: HeldItems, generator: torch.Generator | None

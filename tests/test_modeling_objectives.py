@@ -12,6 +12,8 @@ from torch import Tensor
 from data.batch import Batch, collate
 from data.encode import EncodedHistories
 from modeling.build import build_retriever
+from modeling.losses import sampled_softmax
+from modeling.margin_loss import margin_softmax
 from modeling.objectives import Objectives, weakest
 from modeling.objectives_settings import ObjectivesSettings
 from modeling.retriever import Retriever
@@ -150,6 +152,46 @@ def test_the_loss_of_a_stage_is_the_softmax_of_its_nested_cosine_over_its_own_ev
             losses.append(-logits.log_softmax(0)[0])
     assert found["num_targets"] == len(losses)
     assert torch.allclose(found["loss"], torch.stack(losses).mean(), atol=1e-4)
+
+
+def test_a_margin_is_added_to_what_the_user_was_shown_without_a_click_and_to_nothing_else() -> None:
+    plain, batch = built(stage="click"), random_batch(rows=6)
+    margined = built(stage="click", margin=2.0)
+    margined.load_state_dict(plain.state_dict())
+    found, without = (one(batch, torch.Generator().manual_seed(3)) for one in (margined, plain))
+    negatives = torch.randint(1, NUM_ROWS, (16,), generator=torch.Generator().manual_seed(3)).tolist()
+    item_VD, losses, num_margins = plain.catalogue_vectors(), [], 0
+    clicked = (batch["next_actions_BL"] == 1) | (batch["next_actions_BL"] == 3)
+    for row, place in clicked.nonzero().tolist():
+        own = set(batch["targets_BL"][row][clicked[row]].tolist())
+        shown = set(batch["targets_BL"][row].tolist()) - own
+        query_D = plain.query_vectors(_beginning(batch, row, place + 1))[0]
+        target = int(batch["targets_BL"][row, place])
+        logits = [item_VD[target, :8] @ query_D[:8] * 12 / 8 / plain.temperature]
+        for item in (item for item in negatives if item != target):
+            exposure = item_VD[item, :4] @ query_D[:4] * 12 / 4 / plain.temperature
+            margin = 2 * exposure.sigmoid() if item in shown else 0.0
+            num_margins += item in shown
+            logits.append(item_VD[item, :8] @ query_D[:8] * 12 / 8 / plain.temperature + margin)
+        losses.append(-torch.stack(logits).log_softmax(0)[0])
+    assert num_margins > 3
+    assert torch.allclose(found["loss"], torch.stack(losses).mean(), atol=1e-4)
+    assert found["loss"] > without["loss"]
+    found["loss"].backward()
+    assert margined.get_parameter("items.blocks.0.weight").grad is None  # nothing learns through the margin
+
+
+def test_without_margins_the_loss_is_the_sampled_softmax() -> None:
+    draw = torch.Generator().manual_seed(0)
+    vectors = [torch.nn.functional.normalize(torch.randn(rows, 8, generator=draw), dim=-1) for rows in (30, 30, 12)]
+    rest = {
+        "positive_rows_EK": torch.randint(1, 9, (30, 2), generator=draw),
+        "negative_rows_N": torch.randint(1, 9, (12,), generator=draw),
+        "target_log_q_E": torch.randn(30, generator=draw),
+        "negative_log_q_N": torch.randn(12, generator=draw),
+    }
+    found = margin_softmax(*vectors, margins_EN=torch.zeros(30, 12), **rest, temperature=0.1)
+    torch.testing.assert_close(found, sampled_softmax(*vectors, **rest, temperature=0.1), atol=1e-5, rtol=1e-5)
 
 
 def _beginning(batch: Batch, row: int, length: int) -> Batch:

@@ -292,6 +292,15 @@ def test_objectives_that_do_not_fit_the_run_are_refused(
         check_objectives(section, model, dataset)
 
 
+def test_a_stage_in_bf16_after_one_in_fp32_is_refused_because_it_would_round_what_is_frozen(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "dataset")
+    first = first_artifact(tmp_path, dataset)
+    model = ModelSettings.model_validate({"objectives": {**OBJECTIVES, "stage": "conversion"}})
+    stated = {"dataset": "d", "run_dir": "r", "start_from": str(first.directory), "engine": {"precision": "bf16"}}
+    with pytest.raises(RecipeError, match=r"bf16 would round the weights of earlier stages, which .* has in fp32"):
+        check_objectives(TrainSettings.model_validate(stated), model, dataset)
+
+
 def test_a_stage_is_validated_on_the_events_of_its_objective_unless_others_are_stated(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset")
     model = ModelSettings.model_validate({"objectives": {**OBJECTIVES, "stage": "conversion"}})

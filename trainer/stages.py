@@ -3,6 +3,7 @@
 from data.cases import check_targets
 from data.dataset import PreparedDataset
 from data.errors import ArtifactMismatch, DatasetError, RecipeError
+from modeling.artifact import Artifact
 from modeling.objectives_settings import ObjectivesSettings
 from modeling.settings import ModelSettings
 from trainer.settings import EvaluateSettings, TrainSettings
@@ -15,7 +16,7 @@ def check_objectives(train: TrainSettings, model: ModelSettings, dataset: Prepar
     """Refuse objectives that do not fit the run or the log.
 
     Raises:
-        RecipeError: a stage without the artifact that it begins with, or a sharded item table.
+        RecipeError: a stage without the artifact that it begins with, or in bf16 after fp32; a sharded item table.
         DatasetError: the log lacks an action.
     """
     stated = model.objectives
@@ -33,6 +34,8 @@ def check_objectives(train: TrainSettings, model: ModelSettings, dataset: Prepar
             f"model.objectives.stage {stated.stage}{' with recover' * stated.recover} goes on from the artifact of "
             f"stage {needed}; set train.start_from, or train stage {stated.names[0]} first"
         )
+    if stated.stage is not None and train.start_from is not None and train.engine.precision == "bf16":
+        _check_precision(train.start_from)
     found = dataset.manifest["actions"]
     unknown = sorted({action for actions in stated.actions.values() for action in actions} - set(found))
     if unknown:
@@ -40,6 +43,17 @@ def check_objectives(train: TrainSettings, model: ModelSettings, dataset: Prepar
             f"{dataset.directory}: model.objectives.actions names {', '.join(unknown)}, and the log has "
             f"{', '.join(found) or 'no actions'}; name its actions, or make some of its weights with "
             "ingest.actions_by_weight"
+        )
+
+
+def _check_precision(start_from: str) -> None:
+    """Weights that were learnt in bf16 stay as they are in bf16; those of fp32 would be rounded, frozen or not."""
+    settings = Artifact.open(start_from).manifest["facts"].get("settings", {})
+    before = settings.get("train", {}).get("engine", {}).get("precision", "fp32")
+    if before != "bf16":
+        raise RecipeError(
+            f"train.engine.precision bf16 would round the weights of earlier stages, which {start_from} has in "
+            f"{before}; train this stage in fp32, or all in bf16"
         )
 
 

@@ -213,8 +213,8 @@ def _claim(run_dir: Path, identity: dict[str, Any]) -> str:
     path = run_dir / RUN_FILE
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found["settings"] != lasting:
-            changed = _changed(found["settings"], lasting)
+        changed = _changed(found["settings"], lasting)  # a setting that came since counts as None before
+        if changed:
             raise RecipeError(
                 f"{run_dir}: holds a run with other settings ({', '.join(changed)}); choose another train.run_dir, or "
                 "remove it to start again"
