@@ -1,5 +1,6 @@
 """Models of features and tokens over their life: begun from an artifact, trained, evaluated, indexed, asked."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,21 +9,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.multiprocessing as mp
 
 import serve.build
 import trainer.evaluate
 import trainer.train
+from data.batch import Batch, collate
 from data.catalogue import TEXTS
 from data.dataset import CATALOGUE, PreparedDataset
+from data.encode import encode_histories
 from data.errors import ArtifactMismatch, RecipeError
 from modeling.artifact import Artifact
 from modeling.build import build_retriever
+from modeling.retriever import Retriever
+from modeling.settings import ModelSettings, PredictionSettings, SasrecSettings
 from modeling.token_settings import FeatureItems, TokenSettings
 from serve.answer import Query
 from serve.engine import Engine
+from tests.ports import free_port
+from tests.ranks import join_ranks
 from tests.small_world import ACTIONS, NUM_ITEMS, START, item_id, write_artifact, write_dataset
 from tests.training_runs import recipe
+from trainer.engine import learning_rate_factor, plain_weights, start_engine
+from trainer.ranks import Ranks
+from trainer.settings import EngineSettings, OptimizerSettings
 from trainer.start import check_start, start_from
+from trainer.step import train_step
 
 ITEMS = FeatureItems(kind="features", numbers=("price",), number_buckets=4, contents=("image",), pool_width=16)
 TOKENS = TokenSettings(window=2, feedforward_width=16)
@@ -107,6 +119,77 @@ def test_features_over_shards_or_of_unknown_columns_are_refused(
     with pytest.raises(RecipeError, match=message):
         trainer.train.run(settings)
     assert not (tmp_path / "run").exists()
+
+
+STEPS = 4
+OPTIMIZER = OptimizerSettings(learning_rate=1e-2, warmup_steps=3)
+
+
+def _retriever(dataset: PreparedDataset) -> Retriever:
+    """A retriever that drops nothing, so that ranks and reference draw nothing but the same negatives."""
+    torch.manual_seed(0)
+    settings = ModelSettings(
+        width=8,
+        max_events=6,
+        dropout=0.0,
+        items=ITEMS.model_copy(update={"id_dropout": 0.0}),
+        tokens=TOKENS,
+        encoder=SasrecSettings(blocks=1),
+        prediction=PredictionSettings(heads=2, branch="shared"),
+    )
+    return build_retriever(
+        settings,
+        num_rows=dataset.num_rows,
+        num_actions=len(ACTIONS),
+        train_counts=dataset.train_counts(),
+        catalogue=dataset.catalogue(),
+    ).train()
+
+
+def _batch(step: int, rank: int) -> Batch:
+    random = np.random.default_rng([step, rank])
+    items = [random.integers(1, NUM_ITEMS + 1, 6) for _ in range(5)]
+    times = [np.sort(random.integers(10**9, 10**9 + 10**6, 6)) for _ in range(5)]
+    batch = collate(encode_histories(items, times, [np.ones(6)] * 5, [2 * 10**9] * 5, max_events=6))
+    batch["targets_BL"] = batch["items_BL"].roll(-1, 1)
+    return batch
+
+
+def _rank(rank: int, port: int, directory: str) -> None:
+    join_ranks(rank, 2, port)
+    dataset = PreparedDataset.open(Path(directory, "dataset"))
+    stage = EngineSettings(zero_stage=3, gradient_clipping=0.5)
+    engine = start_engine(_retriever(dataset), stage, OPTIMIZER, total_steps=100)
+    for step in range(STEPS):
+        generator = torch.Generator().manual_seed(100 * step + rank)
+        ranks = Ranks(rank, 2)
+        train_step(engine, _batch(step, rank), generator=generator, ranks=ranks, where="", measure_norm=False)
+    weights = plain_weights(engine)
+    if rank == 0:
+        torch.save(weights, Path(directory, "weights.pt"))
+    torch.distributed.destroy_process_group()
+
+
+def test_tokens_split_over_two_ranks_train_as_in_plain_pytorch(tmp_path: Path) -> None:
+    dataset = described(write_dataset(tmp_path / "dataset"))
+    sys.path.insert(0, str(Path(__file__).parent))  # the spawned ranks import this file by its name
+    mp.spawn(_rank, args=(free_port(), str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    retriever = _retriever(dataset)
+    adam = torch.optim.AdamW(retriever.parameters(), lr=1e-2, betas=(0.9, 0.98), weight_decay=0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, learning_rate_factor(OPTIMIZER, 100))
+    for step in range(STEPS):
+        adam.zero_grad()
+        for rank in range(2):
+            generator = torch.Generator().manual_seed(100 * step + rank)
+            (retriever(_batch(step, rank), generator)["loss"] / 2).backward()
+        torch.nn.utils.clip_grad_norm_(retriever.parameters(), 0.5)
+        adam.step()
+        schedule.step()
+    found = torch.load(tmp_path / "weights.pt", weights_only=True)
+    assert found.keys() == dict(retriever.named_parameters()).keys()
+    for name, value in retriever.named_parameters():
+        # Adam divides by small numbers, so that rounding of the gradients' sum grows a little.
+        torch.testing.assert_close(found[name], value.detach(), atol=5e-4, rtol=5e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.ray
