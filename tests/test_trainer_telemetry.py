@@ -73,6 +73,10 @@ def test_the_progress_bar_reads_each_row_once_and_survives_a_restart(tmp_path: P
     )
     follower.look()
     assert (follower.step, follower.loss, follower.best) == (20, 3.0, 0.2)
-    path.write_text('{"kind": "step", "step": 10, "loss": 4.0}\n')
+    aside = tmp_path / "aside"  # as a new attempt does; it may be longer than what was read of the other
+    aside.write_text('{"kind": "start", "step": 0, "windows": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9], "workers": [1]}\n' * 2)
+    with aside.open("a") as file:
+        file.write('{"kind": "step", "step": 10, "loss": 4.0}\n')
+    aside.replace(path)
     follower.look()
     assert (follower.step, follower.loss, follower.best) == (10, 4.0, 0.2)

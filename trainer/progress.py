@@ -1,6 +1,7 @@
 """A progress bar for a run whose work happens in other processes: it follows the run's figures."""
 
 import json
+import os
 import sys
 import threading
 import time
@@ -43,6 +44,7 @@ class Follower:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._file_number = 0
         self._position = 0
         self.step = 0
         self.loss: float | None = None
@@ -52,9 +54,10 @@ class Follower:
         """Take in the new rows; a line that is still being written waits for the next look."""
         if not self._path.is_file():
             return
-        if self._path.stat().st_size < self._position:  # a restarted attempt has rewritten the file
-            self._position = 0
         with self._path.open("rb") as file:
+            number = os.fstat(file.fileno()).st_ino
+            if number != self._file_number:  # a restarted attempt has put another file in its place
+                self._file_number, self._position = number, 0
             file.seek(self._position)
             appended = file.read()
         complete = appended[: appended.rfind(b"\n") + 1]
