@@ -222,15 +222,11 @@ def test_clusters_are_taken_one_interval_after_they_were_asked_for_and_stay_wher
     assert all(figures["waited_seconds"] >= 0 for _, figures in given.reports if "seconds" in figures)
 
 
-@pytest.mark.parametrize("use", ["negatives", "batches"])
-def test_workers_train_with_clusters_that_are_made_anew(ray_session: None, tmp_path: Path, use: str) -> None:
+def test_workers_train_with_clusters_that_are_made_anew(ray_session: None, tmp_path: Path) -> None:
+    settings = recipe(tmp_path, epochs=1, engine={"zero_stage": 3})
     clusters = {**NEGATIVES["clusters"], "refresh_every_steps": 1}
-    if use == "negatives":
-        settings = recipe(tmp_path, epochs=1, engine={"zero_stage": 3})
-        settings["model"]["negatives"] = {**NEGATIVES, "num_uniform": 4, "clusters": clusters}
-        settings["model"]["prediction"] = {"heads": 2}
-    else:
-        settings = recipe(tmp_path, epochs=1, workers={"threads_per_worker": 1}, clustered_batches=clusters)
+    settings["model"]["negatives"] = {**NEGATIVES, "num_uniform": 4, "clusters": clusters}
+    settings["model"]["prediction"] = {"heads": 2}
     summary = trainer.train.run(settings)
     rows = read_figures(tmp_path / "run")
     taken = [row for row in rows if row["kind"] == "clusters"]
