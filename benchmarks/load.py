@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 # Before a client asks again, and twice, three times as long before the next time.
 RETRY_SECONDS = 0.5
+# No answer, or that of a proxy that knows no server behind it: not yet (404), or not now (502, 503).
+RETRIED = (0, 404, 502, 503)
 
 
 @dataclass
@@ -68,7 +70,7 @@ def ask_for(
         url: of the route.
         bodies: of the requests; the clients take them in turn.
         period: seconds from one question of a client to its next, at least; 0: as soon as it is answered.
-        retries: of a request whose connection broke before an answer.
+        retries: of a request that nobody answered (`RETRIED`): searching changes nothing, so it may be sent again.
         on_answer: called with the number of a body and its answer, for status 200.
     """
     return asyncio.run(_ask_for(url, bodies, clients, seconds, period, retries, on_answer))
@@ -97,16 +99,18 @@ async def _ask_for(
             chosen = number % len(requests)
             for attempt in range(retries + 1):
                 status, stays, content = await _asked(connection, requests[chosen])
-                if not stays:
+                found.broken += status == 0
+                again = status in RETRIED and attempt < retries
+                if again or not stays:
+                    # Also where it would stay: what is behind a proxy's old connections may be its old configuration.
                     connection[1].close()
-                    await asyncio.sleep(0 if status else RETRY_SECONDS * (attempt + 1))
+                    await asyncio.sleep(RETRY_SECONDS * (attempt + 1) if again else 0)
                     try:
                         connection = await _connected(address, began + seconds)
                     except OSError:  # nothing listens any more
                         found.add(0, time.perf_counter() - asked)
                         return
-                found.broken += status == 0
-                if status:
+                if not again:
                     break
             found.add(status, time.perf_counter() - asked)
             if on_answer is not None and status == 200:

@@ -22,7 +22,7 @@ CLIENTS = 64
 SWAP_EVERY = 12.0
 # Of the recipe that ours is served with. No cache of query vectors: bodies repeat, and it would answer for the model.
 WORDS = ("serve.histories=null", "serve.updates=null", "serve.query_cache=0", "serve.access.anyone=true")
-# Of a request whose connection broke: searching changes nothing, so any client or balancer may.
+# Of a request that nobody answered, as any client or balancer may: .5, 1 and 1.5 s later.
 RETRIES = 3
 KILLED = {"replica": "ServeReplica:farsight:endpoint", "proxy": "haproxy -"}
 
