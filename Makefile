@@ -4,6 +4,7 @@
 #                    without a GPU take the CPU build from PyTorch's own index (README, "Installing").
 # EXTRAS=gpu,dev     which extras to install; at first cpu,dev, then what .venv has. Other extras mean a new .venv.
 # TESTS=path         what `make test` runs; everything by default.
+# MARKS=expression   by pytest's marks; by default what takes a minute or more is left out, and MARKS=long runs that.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -13,6 +14,7 @@ SHELL := /bin/bash
 # Remembered, so that `make test` after `make setup EXTRAS=gpu,dev` does not add the other FAISS.
 EXTRAS ?= $(shell cat .venv/.extras 2>/dev/null || echo cpu,dev)
 TESTS ?= tests
+MARKS ?= not long
 BIN := .venv/bin
 # Named after what it depends on, so that a change of either file, or of the extras, installs again.
 STAMP := .venv/.installed-$(shell (cat pyproject.toml constraints.txt; echo '$(EXTRAS)') | cksum | tr ' ' '-')
@@ -39,7 +41,7 @@ demo: setup ## the whole path on a simulated log: train, evaluate, index, serve,
 	@$(BIN)/python -m cluster.demo
 
 test: setup ## the test suite
-	@$(BIN)/python -m pytest $(TESTS)
+	@$(BIN)/python -m pytest $(TESTS) -m '$(MARKS)'
 
 check: setup ## format, lint, types, import walls
 	$(BIN)/ruff format --check .

@@ -174,6 +174,7 @@ def test_the_doctor_on_a_machine_of_the_cluster_says_what_is_broken_and_what_to_
     assert "give a directory that exists on every node" in out
 
 
+@pytest.mark.long
 def test_every_shell_block_of_the_page_runs(cluster: RayCluster) -> None:
     page = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```bash\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)

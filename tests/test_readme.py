@@ -54,6 +54,7 @@ def _run(command: str, *more: str) -> tuple[str, str]:
     return words[0], result.stdout
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_every_shell_block_of_the_guide_runs(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -103,6 +103,7 @@ def _wait_for(condition: Any, what: str) -> Any:
     return value
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_the_same_command_finishes_the_run_of_a_killed_controller_and_of_a_killed_driver(tmp_path: Path) -> None:
     file, ray_folder, run = tmp_path / "recipe.yaml", Path(os.environ["RAY_TMPDIR"], "d"), tmp_path / "run"
@@ -132,6 +133,7 @@ def test_the_same_command_finishes_the_run_of_a_killed_controller_and_of_a_kille
     check_complete(tmp_path, json.loads(answer), starts=3)
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_the_death_of_a_node_leaves_fewer_workers_that_train_the_rest_of_the_epoch_and_hold_all_rows(
     tmp_path: Path,

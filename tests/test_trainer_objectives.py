@@ -95,6 +95,7 @@ def windows_of(items_BN: np.ndarray[Any, Any], actions_BN: np.ndarray[Any, Any])
     )
 
 
+@pytest.mark.long
 def test_a_later_stage_leaves_the_earlier_one_as_it_was_through_ray_train(tmp_path: Path, ray_session: None) -> None:
     dataset = write_dataset(tmp_path / "dataset", num_users=60)
     first = first_artifact(tmp_path, dataset)
