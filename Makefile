@@ -4,7 +4,7 @@
 #                    without a GPU take the CPU build from PyTorch's own index (README, "Installing").
 # EXTRAS=gpu,dev     which extras to install; at first cpu,dev, then what .venv has. Other extras mean a new .venv.
 # TESTS=path         what `make test` runs; everything by default.
-# MARKS=expression   by pytest's marks; by default what takes a minute or more is left out, and MARKS=long runs that.
+# MARKS=expression   by pytest's marks; by default what takes long is left out, and MARKS=long runs that.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c

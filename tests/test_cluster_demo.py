@@ -16,6 +16,7 @@ from tests.ports import free_port
 STEPS = ["simulate", "ingest", "train", "train", "index", "serve", "evaluate", "retrieve", "retrieve"]
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_the_whole_path_goes_from_log_shards_to_an_http_answer(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -146,6 +146,7 @@ def test_an_idle_batch_has_nothing_to_learn_from(windows: pa.Table) -> None:
     assert not batch["targets_BL"].any()
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_worker_may_pause_for_longer_than_ray_waits_for_progress(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

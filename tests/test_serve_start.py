@@ -91,6 +91,7 @@ def _refused_of(url: str, requests: int) -> list[httpx.Response]:
     return [answer for answer in answers if answer.status_code == 503]
 
 
+@pytest.mark.long
 def test_behind_haproxy_the_command_answers_deploys_and_leaves_nothing_running(release: Path, tmp_path: Path) -> None:
     log, words = tmp_path / "log", [f"serve.port={free_port()}", "serve.haproxy=true", "serve.histories=null"]
     words += ["serve.access.anyone=true", "serve.queueing.max_in_proxy=1", "serve.queueing.retry_after_seconds=3"]

@@ -74,6 +74,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_full_disk_ends_the_run_with_advice_and_it_goes_on_once_there_is_room(
     ray_session: None, tmp_path: Path, small_disk: Path

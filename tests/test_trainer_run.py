@@ -125,6 +125,7 @@ def test_a_worker_killed_with_half_the_items_is_replaced_and_validation_follows_
     assert summary["validation"]["ndcg@10"] != pytest.approx(without_gap["rows"][-1]["ndcg@10"], abs=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_an_interrupted_run_goes_on_where_it_stopped_and_a_complete_one_is_not_repeated(
     ray_session: None, tmp_path: Path
@@ -245,6 +246,7 @@ def test_hashed_items_over_shards_or_with_too_few_rows_are_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_run_with_hashed_items_goes_on_from_an_artifact_and_is_evaluated_and_indexed(
     ray_session: None, tmp_path: Path
