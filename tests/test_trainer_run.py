@@ -105,6 +105,7 @@ def _check_trackers(run_dir: Path, resumed_at: int) -> None:
     assert [event.value for event in losses] == pytest.approx([loss for _, loss in written])
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_worker_killed_with_half_the_items_is_replaced_and_validation_follows_the_protocol(
     ray_session: None, tmp_path: Path
