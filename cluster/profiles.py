@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from cluster.shipped_files import shipped_file, shipped_in
 from data.errors import RecipeError
 from data.settings import SECTIONS, Settings, read_yaml
 
@@ -86,7 +87,7 @@ class Profile(Settings):
 
 def shipped_profiles() -> dict[str, Path]:
     """The profiles that come with Farsight: name -> file."""
-    return {file.stem: file for file in sorted(FOLDER.glob("*.yaml"))}
+    return shipped_in(FOLDER)
 
 
 def read_profile(name: str) -> Profile:
@@ -97,12 +98,7 @@ def read_profile(name: str) -> Profile:
     """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        shipped = shipped_profiles()
-        if name not in shipped:
-            raise RecipeError(
-                f"{name}: no such profile; give a path that ends in .yaml, or one of {', '.join(sorted(shipped))}"
-            )
-        path = shipped[name]
+        path = shipped_file(name, FOLDER, "profile")
     return _validated(read_yaml(path), path)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from cluster.shipped_files import shipped_file, shipped_in
 from data.errors import RecipeError
 from data.settings import Recipe, load_recipe
 
@@ -13,7 +14,7 @@ DEFAULTS = "defaults"
 
 def shipped_recipes() -> dict[str, Path]:
     """The recipes that come with Farsight: name -> file."""
-    return {file.stem: file for file in sorted(FOLDER.glob("*.yaml"))}
+    return shipped_in(FOLDER)
 
 
 def find_recipe(name: str, folder: str | Path = "") -> Path:
@@ -29,12 +30,7 @@ def find_recipe(name: str, folder: str | Path = "") -> Path:
     # A bare word is a name first: a folder `demo` in the working directory must not shadow the recipe.
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         return Path(folder) / path
-    shipped = shipped_recipes()
-    if name not in shipped:
-        raise RecipeError(
-            f"{name}: no such recipe; give a path that ends in .yaml, or one of {', '.join(sorted(shipped))}"
-        )
-    return shipped[name]
+    return shipped_file(name, FOLDER, "recipe")
 
 
 def read_recipe(name: str | None, overrides: Sequence[str] = (), folder: str | Path = "") -> Recipe:

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
+from cluster.shipped_files import shipped_file, shipped_in
 from data.errors import DatasetError, RecipeError
 from data.settings import Settings, merged, read_yaml
 
@@ -129,7 +130,7 @@ def import_arguments(name: str, source: Sections) -> Sections:
 
 def shipped_suites() -> dict[str, Path]:
     """The suites that come with Farsight: name -> file."""
-    return {file.stem: file for file in sorted(FOLDER.glob("*.yaml"))}
+    return shipped_in(FOLDER)
 
 
 def load_suite(name: str) -> SuiteSettings:
@@ -140,10 +141,7 @@ def load_suite(name: str) -> SuiteSettings:
     """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        shipped = shipped_suites()
-        if name not in shipped:
-            raise RecipeError(f"{name}: no such suite; give a path that ends in .yaml, or one of {', '.join(shipped)}")
-        path = shipped[name]
+        path = shipped_file(name, FOLDER, "suite")
     try:
         return SuiteSettings.model_validate(read_yaml(path))
     except ValidationError as error:
