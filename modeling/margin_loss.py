@@ -9,9 +9,8 @@ further a later stage has to tell it from what was clicked. Off by default.
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional
 
-from modeling.losses import positives_among
+from modeling.losses import own_softmax, positives_among
 
 
 def margin_softmax(
@@ -27,14 +26,20 @@ def margin_softmax(
     temperature: float,
 ) -> Float[Tensor, ""]:
     """`modeling.losses.sampled_softmax` with something added to each negative's logit. All logits stand in memory."""
-    queries = query_ED.float() / temperature
-    target_logit_E = (queries * target_ED.float()).sum(-1) - target_log_q_E
-    logits_EN = queries @ negative_ND.float().T - negative_log_q_N + margins_EN
-    row_M, column_M = positives_among(positive_rows_EK, negative_rows_N)
-    positive_EN = torch.zeros_like(logits_EN, dtype=torch.bool)
-    positive_EN[row_M, column_M] = True
-    both = torch.cat([target_logit_E[:, None], logits_EN.masked_fill(positive_EN, float("-inf"))], 1)
-    return functional.cross_entropy(both, torch.zeros(len(both), dtype=torch.long, device=both.device))
+    none_E0 = query_ED.new_zeros(len(query_ED), 0)
+    return own_softmax(
+        query_ED,
+        target_ED,
+        none_E0,
+        negative_ND,
+        kept_EX=none_E0.bool(),
+        positive_rows_EK=positive_rows_EK,
+        shared_rows_N=negative_rows_N,
+        target_log_q_E=target_log_q_E,
+        own_log_q_EX=none_E0,
+        shared_log_q_EN=negative_log_q_N - margins_EN,  # a margin is a log q that depends on the target, negated
+        temperature=temperature,
+    )
 
 
 def passed_over(
