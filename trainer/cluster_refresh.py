@@ -50,13 +50,9 @@ class ClusterRefresh:
         seed: int,
         report: Callable[[int, dict[str, Any]], None],
     ) -> None:
-        self._use, self._settings, self._ranks = use, settings, ranks
-        self._make_of: dict[str, Any] = {
-            "catalogue": catalogue,
-            "settings": settings,
-            "at_least": at_least,
-            "seed": seed,
-        }
+        self._use, self._settings, self._ranks, self._catalogue = use, settings, ranks, catalogue
+        self._make_of: dict[str, Any] = {"settings": settings, "at_least": at_least, "seed": seed}
+        self._content: ray.ObjectRef[list[FloatArray]] | None = None  # on rank 0: it is the same for every task
         self._item_vectors = item_vectors
         self._report = report
         self._pending = False  # the same on all ranks
@@ -65,7 +61,11 @@ class ClusterRefresh:
     def first(self, step: int) -> None:
         """Clusters of the weights as they are, made here and now."""
         vectors_VD = self._item_vectors()
-        made = None if vectors_VD is None else _make(vectors_VD, **self._make_of)
+        made = None
+        if vectors_VD is not None:
+            content = content_vectors(self._catalogue, self._settings, width=vectors_VD.shape[1])
+            self._content = ray.put(content)
+            made = _make(vectors_VD, content, **self._make_of)
         self._take(step, made, waited_seconds=0 if made is None else made[1])
 
     def tick(self, step: int) -> None:
@@ -78,7 +78,7 @@ class ClusterRefresh:
             self._take(step, made, waited_seconds=time.perf_counter() - began)
         vectors_VD = self._item_vectors()
         if vectors_VD is not None:
-            self._task = _in_a_task().remote(vectors_VD, **self._make_of)
+            self._task = _in_a_task().remote(vectors_VD, self._content, **self._make_of)
         self._pending = True
 
     def _result(self, step: int) -> tuple[Clusters, float] | None:
@@ -105,11 +105,10 @@ class ClusterRefresh:
 
 
 def _make(
-    vectors_VD: FloatArray, *, catalogue: pa.Table, settings: ClusterSettings, at_least: int, seed: int
+    vectors_VD: FloatArray, content: list[FloatArray], *, settings: ClusterSettings, at_least: int, seed: int
 ) -> tuple[Clusters, float]:
     """The clusters, and the seconds that they took."""
     began = time.perf_counter()
-    content = content_vectors(catalogue, settings, width=vectors_VD.shape[1])
     clusters = cluster_items(vectors_VD, content, settings, at_least=at_least, seed=seed)
     return clusters, time.perf_counter() - began
 
