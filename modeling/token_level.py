@@ -20,7 +20,7 @@ from modeling.transformer import TransformerBlock
 
 
 class TokenLevel(nn.Module):
-    """Tokens in, one vector per event out, in place of the item's vector.
+    """Tokens in, one vector per event out: the item's vector and what its tokens add to it.
 
     A token sees the tokens of its own event up to itself, and all tokens of those of the last `window`
     events that its event may look at (`View.allowed`); its own event is never hidden from it. So
@@ -34,11 +34,13 @@ class TokenLevel(nn.Module):
         num_actions: 0 for no token of the action.
         gaps: whether there is a token of the time since the event before.
         window: events before its own that a token sees.
-        summary: what becomes of an event's tokens; a norm and a linear map follow either way.
+        summary: what becomes of an event's tokens; a norm and a linear map follow either way, and the sum with the
+            item's vector.
         dropout: share of the input dropped in training.
 
     Source: the token level of HeterRec's hierarchical causal transformer (arXiv 2503.01469). No equation is published:
-    the window, the form of the blocks and the summary are ours.
+    the window, the form of the blocks, the summary and the sum are ours. The sum keeps input and item vectors in one
+    space, as a model without this level has them; without it, what follows an item is learnt slower.
     """
 
     def __init__(
@@ -69,7 +71,8 @@ class TokenLevel(nn.Module):
             if table is not None:
                 nn.init.normal_(table.weight, std=INITIAL_DEVIATION)
         # Of a normed vector it makes one as large as a fresh row of an item table.
-        nn.init.normal_(self.project_out.weight, std=INITIAL_DEVIATION * width**-0.5)
+        # At first the tokens add a tenth of what a fresh row of an item table has.
+        nn.init.normal_(self.project_out.weight, std=0.1 * INITIAL_DEVIATION * width**-0.5)
 
     def forward(self, items: HeldItems, batch: Batch, allowed: Bool[Tensor, "#B L L"]) -> Float[Tensor, "B L D"]:
         """One vector per event of the batch."""
@@ -79,7 +82,7 @@ class TokenLevel(nn.Module):
             assert isinstance(block, TransformerBlock)  # which a ModuleList does not tell the type checker
             x_BLTD = attend_in_windows(block, x_BLTD, visible)
         summary_BLD = x_BLTD.mean(2) if self.summary == "mean" else x_BLTD[:, :, -1]
-        out_BLD: Tensor = self.project_out(self.norm(summary_BLD))
+        out_BLD: Tensor = items(batch["items_BL"]) + self.project_out(self.norm(summary_BLD))
         return out_BLD
 
     def _tokens(self, items: HeldItems, batch: Batch, allowed: Tensor) -> Float[Tensor, "B L T D"]:
