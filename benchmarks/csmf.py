@@ -1,23 +1,21 @@
-"""What stages of objectives in one vector (CSMF) bring: the suite `csmf`, then weights laid on its last stage.
+"""What a request's weights do to a model of several objectives (CSMF): the last stage of the suite `csmf` under them.
 
     python -m benchmarks.csmf --quick --json FILE
     FARSIGHT_DATA=DIR python -m benchmarks.csmf --data movielens-100k
 
-First the rows of `farsight benchmark csmf` on the data set named; those that stand already are not
-measured again. Then the artifact of the last stage is evaluated under weights from one objective to the
-next, once per seed, and its release is searched with and without weights. With --quick one seed and half
-the epochs, otherwise three seeds.
+First the stages, and a model of one objective, as rows of `farsight benchmark csmf`; those that stand
+already are not measured again. Then the artifact of the last stage is evaluated under weights from one
+objective to the next, once per seed: `last_stage_by_objective` has to be what the stages' own rows have.
+`latency` is of one answer of one process, in turn: of a model of one objective, of the last stage, and
+with a request's weights. With --quick one seed, otherwise three.
 
-`verdict`: "on by default" if, on these data, the last stage ranks both clicks and conversions at least as
-well (recall@50, means over the seeds) as the better of one model each and all at once; otherwise "off".
+Whether stages are worth it is told by `benchmarks.methods`.
 """
 
 import json
 import shutil
 import statistics
 import time
-from argparse import Namespace
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +29,12 @@ from data.dataset import PreparedDataset
 from serve.engine import Engine
 from serve.golden import history_queries
 
-LAST = "conversion"
+LAST, ALONE = "conversion", "single_exposure"
+STAGES = ("exposure", "exposure_recovered", "click", "click_recovered", LAST)
 OBJECTIVES = ("exposure", "click", "conversion")
 METRICS = ("recall@50", "ndcg@50")
-# What the last stage is measured against for each objective.
-RIVALS = {
-    "exposure": ("plain", "shared_bottom", "mmoe"),
-    "click": ("single_click", "shared_bottom", "mmoe"),
-    "conversion": ("single_conversion", "shared_bottom", "mmoe"),
-}
 # Of the weights of two objectives, the share of the later one.
-SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+SHARES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 TIMED_ANSWERS = 300
 
 
@@ -54,25 +47,26 @@ def main() -> None:
     arguments.add_argument("overrides", nargs="*", metavar="a.b=c", help="laid over the suite's settings")
     chosen = arguments.parse_args()
     seeds = chosen.seeds or ([0] if chosen.quick else [0, 1, 2])
-    overrides = [*(["train.epochs=8"] if chosen.quick else []), *chosen.overrides]
-    cluster.benchmark.run("csmf", data=[chosen.data], seeds=seeds, out=str(chosen.out), overrides=overrides)
-    means, deviations = over_seeds([measured(seed, chosen) for seed in seeds])
-    facts = {"data": chosen.data, "seeds": seeds, "verdict": verdict(means["rows"])}
-    publish("csmf", {**facts, **means, "deviation": deviations, "latency": latency(chosen, seeds[0])}, chosen)
+    cluster.benchmark.run(
+        "csmf",
+        models=[*STAGES, ALONE],
+        data=[chosen.data],
+        seeds=seeds,
+        out=str(chosen.out),
+        overrides=chosen.overrides,
+    )
+    means, deviations = over_seeds([measured(chosen.out / chosen.data, seed) for seed in seeds])
+    times = latency(chosen.out / chosen.data, seeds[0])
+    publish("csmf", {"data": chosen.data, "seeds": seeds, **means, "deviation": deviations, "latency": times}, chosen)
 
 
-def measured(seed: int, chosen: Namespace) -> dict[str, Any]:
-    """The figures of one seed: those of the rows, and those of the last stage under weights."""
-    folder = chosen.out / chosen.data
-    files = {name: folder / name / f"seed-{seed}" / cluster.benchmark.ROW_FILE for name in load_suite("csmf").models}
-    found = {
-        name: json.loads(file.read_text(encoding="utf-8"))["metrics"] for name, file in files.items() if file.is_file()
-    }
-    rows = {
-        name: {objective: _of(metrics[objective]) for objective in OBJECTIVES if objective in metrics}
-        for name, metrics in found.items()
-        if name != "popularity"  # the same for every seed
-    }
+def measured(folder: Path, seed: int) -> dict[str, Any]:
+    """The figures of one seed: those of the stages' rows, and those of the last stage under weights."""
+    rows = {}
+    for name in STAGES:
+        file = folder / name / f"seed-{seed}" / cluster.benchmark.ROW_FILE
+        metrics = json.loads(file.read_text(encoding="utf-8"))["metrics"]
+        rows[name] = {objective: _of(metrics[objective]) for objective in OBJECTIVES}
     artifact, dataset = folder / LAST / f"seed-{seed}" / cluster.benchmark.ARTIFACT, folder / "dataset"
     alone = {name: under({name: 1.0}, artifact, dataset) for name in OBJECTIVES}
     sweep = {
@@ -93,40 +87,30 @@ def under(weights: dict[str, float], artifact: Path, dataset: Path) -> dict[str,
     return figures
 
 
-def verdict(rows: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Whether the last stage holds against what it would replace."""
-    behind = []
-    for objective in ("click", "conversion"):
-        own = rows["click_recovered" if objective == "click" else LAST][objective]["recall@50"]
-        best = max(rows[name][objective]["recall@50"] for name in RIVALS[objective])
-        if own < best:
-            behind.append(f"{objective} {own:.4f}, {best:.4f} without stages")
-    return "on by default" if not behind else f"off: recall@50 of {'; '.join(behind)}"
-
-
-def latency(chosen: Namespace, seed: int) -> dict[str, Any]:
-    """Milliseconds of one answer of one process, with the release's own weights and with a request's."""
-    folder = chosen.out / chosen.data
-    release = folder / LAST / f"seed-{seed}" / "release"
-    shutil.rmtree(release, ignore_errors=True)
-    serve.build.run(str(release.parent / cluster.benchmark.ARTIFACT), str(release), {"index": {}})
-    engine = Engine.open(release)
+def latency(folder: Path, seed: int) -> dict[str, Any]:
+    """Milliseconds of one answer of one process; the models are asked in turn, history by history."""
+    alone, last = (_engine(folder / name / f"seed-{seed}") for name in (ALONE, LAST))
     queries = history_queries(PreparedDataset.open(folder / "dataset"), TIMED_ANSWERS)
     weighted = [type(query)(**{**vars(query), "objective_weights": {"click": 1.0, LAST: 0.5}}) for query in queries]
-    engine.answer(queries[:10])
-    return {"own": _milliseconds(engine, queries), "weighted": _milliseconds(engine, weighted)}
-
-
-def _milliseconds(engine: Engine, queries: Sequence[Any]) -> dict[str, float]:
-    medians = []
+    asked = {"one_objective": (alone, queries), "three": (last, queries), "three_weighted": (last, weighted)}
+    medians: dict[str, list[float]] = {name: [] for name in asked}
     for _ in range(3):
-        times = []
-        for query in queries:
-            began = time.perf_counter()
-            engine.answer([query])
-            times.append(1_000 * (time.perf_counter() - began))
-        medians.append(statistics.median(times))
-    return spread(medians)
+        times: dict[str, list[float]] = {name: [] for name in asked}
+        for number in range(len(queries)):
+            for name, (engine, each) in asked.items():
+                began = time.perf_counter()
+                engine.answer([each[number]])
+                times[name].append(1_000 * (time.perf_counter() - began))
+        for name, found in times.items():
+            medians[name].append(statistics.median(found))
+    return {name: spread(found) for name, found in medians.items()}
+
+
+def _engine(row: Path) -> Engine:
+    release = row / "release"
+    shutil.rmtree(release, ignore_errors=True)
+    serve.build.run(str(row / cluster.benchmark.ARTIFACT), str(release), {"index": {}})
+    return Engine.open(release)
 
 
 def _of(metrics: dict[str, Any]) -> dict[str, float]:

@@ -190,8 +190,8 @@ cli.add_command(pipeline)
 def benchmark(suite: str, **chosen: Any) -> None:
     """Measure every model of a suite on every data set and seed, and write a report with plots.
 
-    SUITE is a YAML file, or the name of one that is shipped: smoke, movielens_1m, amazon. Rows that stand are not
-    measured again, so an interrupted suite goes on where it stopped.
+    SUITE is a YAML file, or the name of one that is shipped: smoke, movielens_1m, amazon, foresight, hashed_items,
+    heterrec, esans, csmf. Rows that stand are not measured again, so an interrupted suite goes on where it stopped.
 
     Example: farsight benchmark smoke
     """
