@@ -52,23 +52,59 @@ class ItemFeatures:
             conditions.names,
             conditions.category_codes_VG,
             np.stack(buckets, 1) if buckets else np.zeros((len(seen_V), 0), np.int64),
-            [_vectors(catalogue, name) for name in contents],
+            [_contents(catalogue, name) for name in contents],
             seen_V,
         )
+
+
+def vector_column(
+    catalogue: pa.Table, name: str, setting: str
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """The vectors of a catalogue's column, in its order: [I, P], each of length 1, or zeros; and which are there.
+
+    Args:
+        setting: that names the column, for messages.
+
+    Raises:
+        RecipeError: no such column, one of another type, or vectors of several lengths or with numbers that are none.
+    """
+    column = _column(catalogue, name, setting).combine_chunks()
+    kind = column.type
+    of_lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not of_lists or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
+        raise RecipeError(f"{setting}: column {name!r} of the catalogue is {kind}, expected lists of numbers")
+    known_I = column.is_valid().to_numpy(zero_copy_only=False)
+    vectors = column.drop_null()
+    lengths = pc.list_value_length(vectors).to_numpy()
+    sizes = sorted(set(lengths.tolist()))
+    if len(sizes) != 1 or sizes[0] == 0:
+        odd = f" ({_first_of(catalogue, known_I, lengths == sizes[0])!r} has {sizes[0]})" if sizes else ""
+        raise RecipeError(
+            f"{setting}: column {name!r} holds vectors of {', '.join(map(str, sizes)) or 'no'} "
+            f"numbers{odd}; expected the same number in every row, at least 1, and null where an item has none"
+        )
+    values = pc.list_flatten(vectors).cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
+    if not np.isfinite(values).all():
+        raise RecipeError(f"{setting}: column {name!r} holds numbers that are missing, NaN or infinite")
+    found = values.reshape(-1, sizes[0])
+    vectors_IP = np.zeros((len(column), sizes[0]), np.float32)
+    lengths_N1 = np.linalg.norm(found, axis=1, keepdims=True)
+    vectors_IP[known_I] = found / np.maximum(lengths_N1, np.finfo(np.float32).tiny)
+    return vectors_IP, known_I
 
 
 def _column(catalogue: pa.Table, name: str, setting: str) -> pa.ChunkedArray:
     offered = [column for column in catalogue.column_names if column not in _NO_NUMBERS]
     if name not in offered:
         raise RecipeError(
-            f"model.items.{setting}: the catalogue has no side column {name!r}; it has {', '.join(offered) or 'none'}"
+            f"{setting}: the catalogue has no side column {name!r}; it has {', '.join(offered) or 'none'}"
         )
     return catalogue.column(name)
 
 
 def _number_column(catalogue: pa.Table, name: str) -> npt.NDArray[np.float64]:
     """The numbers of a column; NaN where one is missing."""
-    column = _column(catalogue, name, "numbers")
+    column = _column(catalogue, name, "model.items.numbers")
     kind = column.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise RecipeError(f"model.items.numbers: column {name!r} of the catalogue is {kind}, expected numbers")
@@ -87,32 +123,11 @@ def _buckets(values_I: npt.NDArray[np.float64], num_buckets: int) -> IntArray:
     return buckets_V
 
 
-def _vectors(catalogue: pa.Table, name: str) -> FloatArray:
-    """The vectors of a column, each of length 1, and a last number that says whether it is missing."""
-    column = _column(catalogue, name, "contents").combine_chunks()
-    kind = column.type
-    of_lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    if not of_lists or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
-        raise RecipeError(
-            f"model.items.contents: column {name!r} of the catalogue is {kind}, expected lists of numbers"
-        )
-    known_I = column.is_valid().to_numpy(zero_copy_only=False)
-    vectors = column.drop_null()
-    lengths = pc.list_value_length(vectors).to_numpy()
-    sizes = sorted(set(lengths.tolist()))
-    if len(sizes) != 1 or sizes[0] == 0:
-        odd = f" ({_first_of(catalogue, known_I, lengths == sizes[0])!r} has {sizes[0]})" if sizes else ""
-        raise RecipeError(
-            f"model.items.contents: column {name!r} holds vectors of {', '.join(map(str, sizes)) or 'no'} "
-            f"numbers{odd}; expected the same number in every row, at least 1, and null where an item has none"
-        )
-    values = pc.list_flatten(vectors).cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
-    if not np.isfinite(values).all():
-        raise RecipeError(f"model.items.contents: column {name!r} holds numbers that are missing, NaN or infinite")
-    found = values.reshape(-1, sizes[0])
-    contents_VP = np.zeros((len(column) + 1, sizes[0] + 1), np.float32)
-    lengths_I = np.linalg.norm(found, axis=1, keepdims=True)
-    contents_VP[1:, :-1][known_I] = found / np.maximum(lengths_I, np.finfo(np.float32).tiny)
+def _contents(catalogue: pa.Table, name: str) -> FloatArray:
+    """The vectors of a column, row 0 first, and a last number that says whether each is missing."""
+    vectors_IP, known_I = vector_column(catalogue, name, "model.items.contents")
+    contents_VP = np.zeros((len(known_I) + 1, vectors_IP.shape[1] + 1), np.float32)
+    contents_VP[1:, :-1] = vectors_IP
     contents_VP[1:, -1] = ~known_I
     return contents_VP
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import trainer.train
-from data.errors import DatasetError, RecipeError, TrainingError
+from data.errors import RecipeError, TrainingError
 from modeling.artifact import Artifact
 from modeling.esans import Clusters, EsansSampler
 from modeling.esans_settings import ClusterSettings, EsansNegatives
@@ -124,15 +124,17 @@ def test_vectors_that_are_not_finite_are_refused() -> None:
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        (None, r"the catalogue has no column 'text'; found categories"),
-        ([[1.0], [1.0, 2.0]], r"column 'text' .* with lists of \[1, 2\] values; expected a list of as many numbers"),
-        (["a", "b"], r"column 'text' of the catalogue is string with lists of \[\] values"),
-        ([["a"], ["b"]], r"expected a list of as many numbers for every item, or null"),
+        (None, r"vector_columns of the clusters: the catalogue has no side column 'text'; it has none"),
+        ([[1.0], [1.0, 2.0]], r"holds vectors of 1, 2 numbers \('x' has 1\); expected the same number in every row"),
+        ([[1.0], [float("nan")]], r"column 'text' holds numbers that are missing, NaN or infinite"),
+        (["a", "b"], r"column 'text' of the catalogue is string, expected lists of numbers"),
+        ([["a"], ["b"]], r"column 'text' of the catalogue is list.*string.*, expected lists of numbers"),
     ],
 )
 def test_a_column_without_vectors_is_refused(column: list[Any] | None, message: str) -> None:
-    catalogue = pa.table({"categories": [["a"], []], **({} if column is None else {"text": column})})
-    with pytest.raises(DatasetError, match=message):
+    known = {"item_id": ["x", "y"], "categories": [["a"], []]}
+    catalogue = pa.table({**known, **({} if column is None else {"text": column})})
+    with pytest.raises(RecipeError, match=message):
         content_vectors(catalogue, ClusterSettings(vector_columns=("text",)), width=4)
 
 

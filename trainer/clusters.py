@@ -26,7 +26,8 @@ import torch
 from scipy.sparse import csr_matrix
 
 from data.dataset import PreparedDataset
-from data.errors import DatasetError, RecipeError, TrainingError
+from data.errors import RecipeError, TrainingError
+from data.item_features import vector_column
 from modeling.esans import Clusters
 from modeling.esans_settings import ClusterSettings
 from modeling.settings import ModelSettings
@@ -35,6 +36,7 @@ from trainer.settings import TrainSettings
 FloatArray = npt.NDArray[np.float32]
 
 BATCHES = "train.clustered_batches"
+VECTOR_COLUMNS = "vector_columns of the clusters"
 # Points per cluster among which k-means looks for those that it begins with.
 STARTS_FROM = 64
 
@@ -43,8 +45,8 @@ def check_clusters(train: TrainSettings, model: ModelSettings, dataset: Prepared
     """Refuse clusters that the table, the catalogue or the number of items does not allow.
 
     Raises:
-        RecipeError: the item table is sharded, there are too few items, or both negatives and batches want clusters.
-        DatasetError: the catalogue lacks a column of vectors.
+        RecipeError: the item table is sharded, there are too few items, both negatives and batches want clusters, or
+            the catalogue lacks a column of vectors.
     """
     asked = clusters_asked(train, model)
     if asked is None:
@@ -100,7 +102,7 @@ def content_vectors(catalogue: pa.Table, settings: ClusterSettings, *, width: in
         catalogue: in row order, starting with row 1.
 
     Raises:
-        DatasetError: it lacks a column of vectors, or one that is named holds something else.
+        RecipeError: it lacks a column of vectors, or one that is named holds something else.
     """
     random = np.random.default_rng(seed)
     found = []
@@ -113,32 +115,11 @@ def content_vectors(catalogue: pa.Table, settings: ClusterSettings, *, width: in
             vectors_ID[row] = of_category[[numbers[name] for name in names]].sum(0)
         found.append(_unit(vectors_ID))
     for name in settings.vector_columns:
-        vectors_IX = _column_vectors(catalogue, name)
+        vectors_IX, _ = vector_column(catalogue, name, VECTOR_COLUMNS)
         if vectors_IX.shape[1] != width:
             vectors_IX = vectors_IX @ random.standard_normal((vectors_IX.shape[1], width), dtype=np.float32)
         found.append(_unit(vectors_IX))
     return found
-
-
-def _column_vectors(catalogue: pa.Table, name: str) -> FloatArray:
-    if name not in catalogue.column_names:
-        raise DatasetError(
-            f"model.negatives.clusters.vector_columns: the catalogue has no column {name!r}; found "
-            f"{', '.join(catalogue.column_names)}"
-        )
-    cells = catalogue.column(name).to_pylist()
-    widths = {len(cell) for cell in cells if isinstance(cell, list)}
-    try:
-        [width] = widths
-        empty = [0.0] * width
-        vectors = np.array([empty if cell is None else cell for cell in cells], np.float32)
-    except (ValueError, TypeError):
-        raise DatasetError(
-            f"model.negatives.clusters.vector_columns: column {name!r} of the catalogue is "
-            f"{catalogue.column(name).type} with lists of {sorted(widths)[:5]} values; expected a list of as many "
-            "numbers for every item, or null"
-        ) from None
-    return vectors
 
 
 def cluster_items(
