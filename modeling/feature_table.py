@@ -6,7 +6,7 @@ a vector from its features, and its id token is the one that all unseen items sh
 Letters: V rows of items, F tokens of an item, U distinct rows of a batch, G categories of an item.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,25 +59,44 @@ class FeatureValues(nn.Module):
         Args:
             told: whether an item's id may be told; that of an item without training events never is.
         """
+        contents = [self.get_buffer(f"content_{number}")[rows] for number in range(len(self.contents))]
+        return self._values(
+            rows.where(told & self.seen_V[rows], 0), self.categories_VG[rows], self.buckets_VN[rows], contents
+        )
+
+    def of_unlisted(self, codes_NG: Int[Tensor, "N G"]) -> Float[Tensor, "N F D"]:
+        """The values of items that the catalogue lacks, of which nothing but category codes is known."""
+        nothing_N = codes_NG.new_zeros(len(codes_NG))
+        contents = [
+            self.get_buffer(f"content_{number}")[0].expand(len(codes_NG), -1).clone()
+            for number in range(len(self.contents))
+        ]
+        for content_NP in contents:
+            content_NP[:, -1] = 1  # missing
+        return self._values(nothing_N, codes_NG, self.buckets_VN[nothing_N], contents)
+
+    def _values(
+        self,
+        ids: Int[Tensor, "..."],
+        codes_G: Int[Tensor, "... G"],
+        buckets_N: Int[Tensor, "... N"],
+        contents: list[Float[Tensor, "... P"]],
+    ) -> Float[Tensor, "... F D"]:
         values = []
         if self.ids is not None:
-            values.append(self.ids(rows.where(told & self.seen_V[rows], 0))[..., None, :])
+            values.append(self.ids(ids)[..., None, :])
         if self.categories is not None:
-            codes_G = self.categories_VG[rows]
             counted_G = codes_G > 0
             counted_G[..., 0] |= ~counted_G.any(-1)  # without categories: row 0
             shares_G = counted_G / counted_G.sum(-1, keepdim=True)
             vectors = self.categories(codes_G)
             values.append(shares_G.to(vectors.dtype)[..., None, :] @ vectors)
         if self.numbers is not None:
-            buckets_N = self.buckets_VN[rows]
-            values.append(
-                self.numbers(buckets_N + self.rows_per_number * torch.arange(buckets_N.shape[-1], device=rows.device))
-            )
-        for number, layer in enumerate(self.contents):
+            places_N = self.rows_per_number * torch.arange(buckets_N.shape[-1], device=ids.device)
+            values.append(self.numbers(buckets_N + places_N))
+        for layer, content in zip(self.contents, contents, strict=True):
             # DeepSpeed leaves buffers as they are under some stages, and casts them under others.
-            content = self.get_buffer(f"content_{number}")[rows].to(next(layer.parameters()).dtype)
-            values.append(layer(content)[..., None, :])
+            values.append(layer(content.to(next(layer.parameters()).dtype))[..., None, :])
         return torch.cat(values, -2)
 
 
@@ -163,6 +182,23 @@ class FeatureTable(nn.Module):
     def forward(self, rows: Int[Tensor, "..."]) -> Float[Tensor, "... D"]:
         """The vector of each row, every id told that training has seen; zero for padding."""
         return self._pooled(self.values(rows, torch.ones_like(rows, dtype=torch.bool)), rows)
+
+    def compose(self, categories: Sequence[Sequence[str]]) -> Float[Tensor, "N D"]:
+        """Vectors of items that the catalogue lacks, from their categories; all else of them counts as missing.
+
+        Args:
+            categories: of each item; those that the catalogue does not know do not count.
+        """
+        code_of = {name: code for code, name in enumerate(self.category_names, start=1)}
+        known = [[code_of[name] for name in names if name in code_of] for names in categories]
+        longest = max(1, *map(len, known))
+        codes_NG = torch.tensor([[*codes, *[0] * (longest - len(codes))] for codes in known])
+        pooled: Tensor = self.pool(self.values.of_unlisted(codes_NG.to(self.values.seen_V.device)))
+        return pooled
+
+    def knows(self, categories: Sequence[str]) -> bool:
+        """Whether one of these has a vector."""
+        return self.values.categories is not None and not set(categories).isdisjoint(self.category_names)
 
     def tokens(self, rows: Int[Tensor, "..."]) -> Float[Tensor, "... F D"]:
         """The tokens of each row, every id told that training has seen."""

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from data.encode import encode_histories
 from data.schema import TRAIN_EVENTS
+from modeling.feature_table import FeatureTable
 from modeling.hashed_table import HashedTable, id_hashes
 from serve.answer import (
     Answer,
@@ -114,15 +115,25 @@ class Engine:
         )
         return normalized_ND
 
-    def composed_vectors(self, item_ids: Sequence[str]) -> FloatArray | None:
-        """Vectors that the model has for ids that it has never seen, [N, D], of length 1; None if it has none."""
+    def composed_vectors(
+        self, item_ids: Sequence[str], categories: Sequence[Sequence[str]]
+    ) -> list[FloatArray | None] | None:
+        """Vectors of length 1 that the model makes of items it has never seen; None if it makes none.
+
+        From the id, or from the categories: then None for an item with none that the release knows.
+        """
         table = self._retriever.items
-        if not isinstance(table, HashedTable):
+        if not item_ids or not isinstance(table, HashedTable | FeatureTable):
             return None
         with torch.inference_mode():
-            vectors_ND = table.compose(torch.from_numpy(id_hashes(item_ids)).to(self._device))
+            if isinstance(table, HashedTable):
+                vectors_ND = table.compose(torch.from_numpy(id_hashes(item_ids)).to(self._device))
+                told = [True] * len(item_ids)
+            else:
+                vectors_ND = table.compose(categories)
+                told = [table.knows(names) for names in categories]
             composed_ND: FloatArray = functional.normalize(vectors_ND, dim=-1).float().cpu().numpy()
-        return composed_ND
+        return [vector if known else None for vector, known in zip(composed_ND, told, strict=True)]
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """Answer queries in one batch; each gets what it would get alone, up to float rounding."""

@@ -17,7 +17,8 @@ Number = Annotated[float, Field(strict=True, ge=-1e15, le=1e15, allow_inf_nan=Fa
 class NewItem(Body):
     """An item that the release lacks, and where its vector comes from.
 
-    With neither `like` nor `vector` it comes from the id, where the model composes item vectors from ids.
+    With neither `like` nor `vector` it comes from the id, where the model composes item vectors from hashes of ids, or
+    from the categories, where it composes them from features.
     """
 
     item_id: Id

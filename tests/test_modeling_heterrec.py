@@ -381,3 +381,16 @@ def test_unseen_items_of_the_right_category_are_found_by_features_and_not_by_row
     better_B = (scores_BV > scores_BV.gather(1, wanted_B[:, None])).sum(1)
     hits = (better_B < PER_CATEGORY).double().mean()
     assert hits > 0.95 if items else hits < 0.3, hits
+
+
+def test_an_item_that_the_catalogue_lacks_is_one_without_events_numbers_and_contents() -> None:
+    model = retriever(items=FEATURES).eval()
+    table = model.items
+    assert isinstance(table, FeatureTable)
+    table.values.buckets_VN[5] = 0
+    table.values.get_buffer("content_0")[5] = torch.tensor([0.0] * 5 + [1.0])
+    categories = catalogue().column("categories")[4].as_py()  # of row 5
+    composed_ND = table.compose([["unheard of"], [*categories, "unheard of"], []])
+    torch.testing.assert_close(composed_ND[1], table(torch.tensor(5)))
+    torch.testing.assert_close(composed_ND[0], composed_ND[2])
+    assert [table.knows(names) for names in (["unheard of"], categories, [])] == [False, True, False]

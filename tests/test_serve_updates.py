@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from data.errors import MachineError
 from modeling.settings import ConditionSettings, HashedItems, PoolSettings
+from modeling.token_settings import FeatureItems
 from serve.answer import Answer, Query
 from serve.api import create_api
 from serve.app import run
@@ -191,7 +192,7 @@ DAY = 86_400
 NOW = START + 100 * DAY
 
 
-def release_of(place: Path, seed: int = 0, items: HashedItems | None = None) -> Path:
+def release_of(place: Path, seed: int = 0, items: HashedItems | FeatureItems | None = None) -> Path:
     dataset = write_dataset(place / "dataset")
     condition = ConditionSettings(pools=(POOL,))
     artifact = write_artifact(place / "artifact", dataset, seed=seed, condition=condition, items=items)
@@ -273,10 +274,23 @@ def test_a_model_that_composes_vectors_of_ids_needs_nothing_else(tmp_path: Path)
     overlay = lay_over(engine, Updates(1, added=(AddedItem("alone", NOW),)))
     assert overlay.left_out == {}
     # An id of the release gets the vector that the release gives it.
-    composed_ND = engine.composed_vectors([item_id(1), item_id(NUM_ITEMS)])
+    composed_ND = engine.composed_vectors([item_id(1), item_id(NUM_ITEMS)], [(), ()])
     assert composed_ND is not None
     np.testing.assert_allclose(composed_ND, engine.item_vectors(np.array([1, NUM_ITEMS])), atol=1e-6)
     assert "alone" in asked(engine, overlay.catalogue, query(item_id(1)))[0].item_ids
+
+
+def test_a_model_of_features_makes_vectors_of_categories(tmp_path: Path) -> None:
+    engine = Engine.open(release_of(tmp_path, items=FeatureItems(kind="features")))
+    known, strange = AddedItem("known", NOW, categories=("unheard of", "odd")), AddedItem("strange", NOW)
+    overlay = lay_over(engine, Updates(1, added=(known, strange)))
+    assert overlay.left_out == {"strange": "the release knows none of its categories; give others, like, or a vector"}
+    # An item of the release without training events gets the vector that the release gives it.
+    unseen = {row: ["odd" if row % 2 else "even"] for row in (7, 14)}
+    composed_ND = engine.composed_vectors([item_id(row) for row in unseen], list(unseen.values()))
+    assert composed_ND is not None
+    np.testing.assert_allclose(composed_ND, engine.item_vectors(np.array([*unseen])), atol=1e-6)
+    assert "known" in asked(engine, overlay.catalogue, query(item_id(1)))[0].item_ids
 
 
 def test_removed_items_come_in_no_answer_of_any_release_and_seen_added_ones_neither(

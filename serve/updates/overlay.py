@@ -14,6 +14,7 @@ from serve.updates.contract import AddedItem, Updates
 
 REMOVED = "it is removed; restore it"
 IN_RELEASE = "the release has it, and answers with its own"
+MAKES_NONE = "this release's model makes no vectors of ids or categories (model.items); give like, or a vector"
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,14 @@ def vectors_of(engine: Engine, items: Sequence[AddedItem]) -> tuple[dict[str, Fl
             reasons[item.item_id] = "the release has none of the items that it is like"
         else:
             found[item.item_id] = vector
-    composed = engine.composed_vectors([item.item_id for item in alone]) if alone else None
+    composed = engine.composed_vectors([item.item_id for item in alone], [item.categories for item in alone])
     for place, item in enumerate(alone):
         if composed is None:
-            reasons[item.item_id] = "this release's model makes no vectors of ids (model.items); give like, or a vector"
+            reasons[item.item_id] = MAKES_NONE
+        elif (made := composed[place]) is None:
+            reasons[item.item_id] = "the release knows none of its categories; give others, like, or a vector"
         else:
-            found[item.item_id] = composed[place]
+            found[item.item_id] = made
     lengths = {item_id: float(np.linalg.norm(vector.astype(np.float64))) for item_id, vector in found.items()}
     reasons |= {item_id: "its vector has no direction" for item_id, length in lengths.items() if not length}
     vectors = {item_id: found[item_id] / length for item_id, length in lengths.items() if length}
