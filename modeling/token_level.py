@@ -70,7 +70,6 @@ class TokenLevel(nn.Module):
         for table in (self.actions, self.gaps):
             if table is not None:
                 nn.init.normal_(table.weight, std=INITIAL_DEVIATION)
-        # Of a normed vector it makes one as large as a fresh row of an item table.
         # At first the tokens add a tenth of what a fresh row of an item table has.
         nn.init.normal_(self.project_out.weight, std=0.1 * INITIAL_DEVIATION * width**-0.5)
 
