@@ -1,9 +1,12 @@
 """Stores of histories, on real SQLite files and a real Redis server, against a plain program; their part of the API."""
 
 import asyncio
+import sqlite3
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,8 @@ from serve.histories.in_redis import RedisHistories
 from serve.histories.in_sqlite import SqliteHistories
 from serve.histories.store import open_histories, seed
 from serve.settings import Limits, ServeSettings, SqliteSettings
+from serve.updates.contract import UpdatesUnavailable
+from serve.updates.in_sqlite import SqliteUpdates
 from tests.echo import echo
 from tests.ports import free_port
 from tests.small_world import write_dataset
@@ -145,6 +150,24 @@ def test_two_writers_of_one_file_accept_each_event_once(tmp_path: Path) -> None:
         assert sum(pool.map(write, range(2))) == 200
     reader = SqliteHistories(tmp_path / "new" / "h.sqlite", max_events=20)
     assert {user: reader.history(user) for user in events} == events
+
+
+@pytest.mark.parametrize(
+    "make", [partial(SqliteHistories, max_events=20), partial(SqliteUpdates, max_added=5, max_removed=5)]
+)
+def test_a_new_file_that_another_process_is_just_making_is_waited_for(
+    tmp_path: Path, make: Callable[..., SqliteHistories | SqliteUpdates]
+) -> None:
+    # A writer of a file that is not in WAL mode yet is where SQLite itself does not wait.
+    other = sqlite3.connect(tmp_path / "new.sqlite", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises((HistoriesUnavailable, UpdatesUnavailable), match="database is locked"):
+        make(tmp_path / "new.sqlite", busy_seconds=0.05)
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(make, tmp_path / "new.sqlite", busy_seconds=60)
+        time.sleep(0.1)
+        other.execute("COMMIT")
+        opening.result().close()
 
 
 def test_a_store_that_cannot_be_reached_says_so_without_its_password(tmp_path: Path) -> None:

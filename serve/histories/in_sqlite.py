@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from serve.histories.contract import Appended, HistoriesUnavailable, StoredEvent
+from serve.sqlite_file import open_written_ahead
 
 # `number` counts a user's events in the order of their arrival.
 _TABLE = """
@@ -43,12 +44,10 @@ class SqliteHistories:
 
     def __init__(self, path: Path, max_events: int, busy_seconds: float = 5) -> None:
         self._path, self._max_events = path, max_events
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # keeps threads apart
         with self._explained():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Transactions are begun by hand; the lock keeps threads apart.
-            self._connection = sqlite3.connect(path, busy_seconds, isolation_level=None, check_same_thread=False)
-            for statement in ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL", _TABLE, _IDS):
+            self._connection = open_written_ahead(path, busy_seconds, "NORMAL")
+            for statement in (_TABLE, _IDS):
                 self._connection.execute(statement)
 
     def append(self, events: Mapping[str, Sequence[StoredEvent]]) -> Appended:

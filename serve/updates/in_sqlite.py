@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from serve.sqlite_file import open_written_ahead
 from serve.updates.contract import Change, Changed, Updates, UpdatesUnavailable
 from serve.updates.states import ItemState, Room, changed_states, from_document, next_version, to_document
 
@@ -31,14 +32,10 @@ class SqliteUpdates:
 
     def __init__(self, path: Path, max_added: int, max_removed: int, busy_seconds: float = 5) -> None:
         self._path, self._max_added, self._max_removed = path, max_added, max_removed
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # keeps threads apart
         with self._explained():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Transactions are begun by hand; the lock keeps threads apart.
-            self._connection = sqlite3.connect(path, busy_seconds, isolation_level=None, check_same_thread=False)
             # A takedown that was answered must survive the machine, too; calls are few.
-            for statement in ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL"):
-                self._connection.execute(statement)
+            self._connection = open_written_ahead(path, busy_seconds, "FULL")
         with self._transaction("IMMEDIATE"):
             for statement in _TABLES:
                 self._connection.execute(statement)
