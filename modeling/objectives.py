@@ -198,14 +198,17 @@ class Objectives(nn.Module):
         return self.margin * first_EN.sigmoid() * shown_BN[kept_BL.nonzero()[:, 0]]
 
     @torch.no_grad()
-    def begin(self, learnt_before: int, *, recover: bool, free_mass: float) -> None:
+    def begin(self, learnt_before: int, items: BlockTable, *, recover: bool, free_mass: float) -> None:
         """Share out the neurons for this stage, given those of the artifact that it begins with.
 
         The next stage takes the neurons that are free; where none are (no recovery came before), the
-        weakest of the newest stage are freed first. With `recover` they are freed and stay free.
+        weakest of the newest stage are freed first. With `recover` they are freed and stay free. The
+        block of the next stage begins as a copy of the block before it, so its score begins close to
+        that stage's, and its own events, which are fewer, need not learn every item anew (ours).
 
         Args:
             learnt_before: objectives that the artifact has learnt.
+            items: the item table, with the artifact's vectors.
             free_mass: tau.
         """
         next_stage = self.num_learnt > learnt_before
@@ -216,6 +219,14 @@ class Objectives(nn.Module):
             self.owners_F[weakest(part.masses(), owned_F, free_mass)] = 0
         if next_stage:
             self.owners_F[self.owners_F == 0] = self.num_learnt
+            self._copy_block(items, learnt_before - 1, learnt_before)
+
+    def _copy_block(self, items: BlockTable, before: int, new: int) -> None:
+        """As many coordinates as both blocks have, of item vectors and of what projects queries to them."""
+        shared = min(self.widths[before], self.widths[new])
+        blocks, parts = list(items.blocks.parameters()), self._learnt()
+        blocks[new][:, :shared] = blocks[before][:, :shared]
+        parts[new].project.weight[:shared] = parts[before].project.weight[:shared]
 
     def freeze(self, items: BlockTable, *shared: nn.Module) -> None:
         """Leave only what this stage may change to the optimiser.

@@ -14,7 +14,7 @@ from data.encode import EncodedHistories
 from modeling.build import build_retriever
 from modeling.losses import sampled_softmax
 from modeling.margin_loss import margin_softmax
-from modeling.objectives import Objectives, weakest
+from modeling.objectives import BlockTable, Objectives, weakest
 from modeling.objectives_settings import ObjectivesSettings
 from modeling.retriever import Retriever
 from modeling.settings import ModelSettings
@@ -71,11 +71,17 @@ def of(retriever: Retriever) -> Objectives:
     return retriever.objectives
 
 
+def table_of(retriever: Retriever) -> BlockTable:
+    assert isinstance(retriever.items, BlockTable)
+    return retriever.items
+
+
 def next_stage(before: Retriever, *, learnt: int, **objectives: Any) -> Retriever:
     """What `trainer.start.start_from` does: the weights of the stage before, and the neurons shared out again."""
     after = built(seed=learnt, **objectives)
     after.load_state_dict(before.state_dict())
-    of(after).begin(learnt, recover=bool(objectives.get("recover")), free_mass=objectives.get("free_mass", 0.4))
+    recover, free_mass = bool(objectives.get("recover")), objectives.get("free_mass", 0.4)
+    of(after).begin(learnt, table_of(after), recover=recover, free_mass=free_mass)
     return after
 
 
@@ -281,6 +287,25 @@ def test_the_next_stage_frees_neurons_itself_where_no_recovery_did() -> None:
     assert torch.equal(of(same).owners_F, owners)
     none = next_stage(first, learnt=1, stage="click", free_mass=0.0)
     assert (of(none).owners_F == 1).all()
+
+
+def test_the_next_stage_begins_as_a_copy_of_the_block_before_it() -> None:
+    for widths in [(4, 4, 4), (3, 4, 5), (6, 4, 2)]:
+        first = trained(built(stage="exposure", widths=widths))
+        second = next_stage(first, learnt=1, stage="click", widths=widths)
+        shared = min(widths[:2])
+        vectors = [table_of(model).blocks[place].weight[:, :shared] for place, model in enumerate((first, second))]  # type: ignore[index]
+        projections = [of(model).parts[place].project.weight[:shared] for place, model in enumerate((first, second))]  # type: ignore[union-attr, index]
+        assert torch.equal(*vectors)
+        assert torch.equal(*projections)
+        if widths == (4, 4, 4):  # so that its lists are those of the stage before, but for what its new neurons add
+            with torch.no_grad():
+                of(second).parts[1].write.weight.zero_()  # type: ignore[union-attr, operator]
+            own = stage_scores(second.eval(), 1) - stage_scores(second, 0)
+            assert torch.allclose(own, stage_scores(second, 0), atol=1e-6)
+        trained(second)
+        again = next_stage(second, learnt=2, stage="click", widths=widths)  # the same stage on later data goes on
+        assert torch.equal(table_of(again).blocks[1].weight, table_of(second).blocks[1].weight)  # type: ignore[arg-type]
 
 
 def test_the_weakest_neurons_that_hold_at_most_tau_of_the_mass_are_freed() -> None:

@@ -19,6 +19,7 @@ from data.errors import ArtifactMismatch, DatasetError, RecipeError
 from data.settings import read_section
 from modeling.artifact import Artifact, save_artifact
 from modeling.build import build_retriever
+from modeling.objectives import BlockTable
 from modeling.objectives_settings import ObjectivesSettings
 from modeling.retriever import Retriever
 from modeling.settings import ModelSettings
@@ -61,6 +62,11 @@ def first_artifact(directory: Path, dataset: PreparedDataset, **objectives: Any)
     torch.manual_seed(0)
     retriever = build_retriever(settings, num_rows=NUM_ITEMS + 1, num_actions=2)
     return save_artifact(directory / "first", retriever.state_dict(), settings, dataset)
+
+
+def table_of(retriever: Retriever) -> BlockTable:
+    assert isinstance(retriever.items, BlockTable)
+    return retriever.items
 
 
 def answers(artifact: Artifact, dataset: PreparedDataset, width: int) -> torch.Tensor:
@@ -150,7 +156,7 @@ def _second_stage() -> Retriever:
     counts = np.ones(49, np.int64)
     retriever = build_retriever(model, num_rows=49, num_actions=2, actions=["click", "like"], train_counts=counts)
     assert retriever.objectives is not None
-    retriever.objectives.begin(1, recover=False, free_mass=0.3)
+    retriever.objectives.begin(1, table_of(retriever), recover=False, free_mass=0.3)
     return retriever
 
 
@@ -184,7 +190,7 @@ def trained_in_stages() -> tuple[ModelSettings, Retriever]:
         retriever = build_retriever(model, num_rows=49, num_actions=2, actions=["click", "like"], train_counts=counts)
         if before is not None and retriever.objectives is not None:
             retriever.load_state_dict(before.state_dict())
-            retriever.objectives.begin(1, recover=False, free_mass=0.3)
+            retriever.objectives.begin(1, table_of(retriever), recover=False, free_mass=0.3)
         asked = [parameter for parameter in retriever.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(asked, lr=0.01)
         for step in range(150):

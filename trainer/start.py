@@ -7,6 +7,7 @@ from data.dataset import PreparedDataset
 from data.errors import ArtifactMismatch
 from modeling.artifact import ITEM_BLOCKS, ITEM_PREFIX, ITEM_WEIGHT, ITEMS, Artifact
 from modeling.feature_table import FeatureTable
+from modeling.objectives import BlockTable
 from modeling.objectives_settings import ObjectivesSettings
 from modeling.retriever import Retriever
 from modeling.settings import ModelSettings
@@ -107,7 +108,9 @@ def start_from(
     retriever.load_state_dict({**state, **{name: value for name, value in weights.items() if name in state}})
     before = artifact.settings.objectives
     if retriever.objectives is not None and objectives is not None and before is not None:
-        retriever.objectives.begin(len(before.learnt), recover=objectives.recover, free_mass=objectives.free_mass)
+        assert isinstance(items, BlockTable)
+        recover, free_mass = objectives.recover, objectives.free_mass
+        retriever.objectives.begin(len(before.learnt), items, recover=recover, free_mass=free_mass)
     if frozen == "backbone":
         retriever.encoder.requires_grad_(False)
         if isinstance(items, ShardedTable):
