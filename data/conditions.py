@@ -62,11 +62,7 @@ class Conditions:
             categories: of each item, in the order of their rows from 1; names that are no condition here are left out.
             first_seen: seconds UTC from which each item is known.
         """
-        code_of = {name: code for code, name in enumerate(self.names[: self.num_categories], start=1)}
-        lists = [[], *([code_of[name] for name in names if name in code_of] for names in categories)]
-        codes_VG = np.zeros((len(lists), max(1, *map(len, lists))), np.int64)
-        for row, codes in enumerate(lists):
-            codes_VG[row, : len(codes)] = codes
+        codes_VG = category_codes(self.names[: self.num_categories], categories)
         return replace(self, category_codes_VG=codes_VG, first_seen_V=np.array([NEVER, *first_seen], np.int64))
 
     @property
@@ -98,3 +94,17 @@ class Conditions:
     def items(self, code: int, at_seconds: int) -> npt.NDArray[np.bool_]:
         """Which item rows satisfy a condition at a moment."""
         return self.satisfied(code, np.arange(len(self.first_seen_V)), at_seconds)
+
+
+def category_codes(names: Sequence[str], categories: Sequence[Sequence[str]]) -> IntArray:
+    """The categories of items in rows from 1, as codes [V, G]; row 0 has none, and what has no name here is left out.
+
+    Args:
+        names: of the codes 1, 2, ...
+    """
+    code_of = {name: code for code, name in enumerate(names, start=1)}
+    lists = [[], *([code_of[name] for name in said if name in code_of] for said in categories)]
+    codes_VG = np.zeros((len(lists), max(1, *map(len, lists))), np.int64)
+    for row, codes in enumerate(lists):
+        codes_VG[row, : len(codes)] = codes
+    return codes_VG

@@ -3,15 +3,15 @@
 Letters: V rows of items, row 0 padding; G categories of an item; N named numbers; P numbers of a content vector.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.conditions import Conditions
+from data.conditions import Conditions, category_codes
 from data.errors import RecipeError
 from data.ragged import IntArray
 from data.schema import FIRST_SEEN, TRAIN_EVENTS
@@ -21,10 +21,50 @@ _NO_NUMBERS = ("item_id", "categories", "title", TRAIN_EVENTS, FIRST_SEEN)
 
 
 @dataclass(frozen=True)
+class ItemFacts:
+    """What is said of an item that a catalogue lacks; numbers and content vectors by the names of their columns."""
+
+    categories: Sequence[str] = ()
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    contents: Mapping[str, FloatArray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FeatureCodes:
+    """How features become numbers, as one catalogue has settled it."""
+
+    category_names: list[str]  # of the codes 1, 2, ...
+    edges: Mapping[str, npt.NDArray[np.float64]]  # of each number, by column: where its buckets end
+    widths: Mapping[str, int]  # of each content vector, by column: its numbers, P
+
+    def of_others(self, items: Sequence[ItemFacts]) -> "ItemFeatures":
+        """The features of items that the catalogue lacks, in rows from 1; what the catalogue has not does not count.
+
+        Args:
+            items: none with a content vector of another width.
+        """
+        buckets_VN = np.zeros((len(items) + 1, len(self.edges)), np.int64)
+        for place, (name, edges) in enumerate(self.edges.items()):
+            buckets_VN[1:, place] = _buckets(np.array([item.numbers.get(name, np.nan) for item in items]), edges)
+        contents = []
+        for name, width in self.widths.items():
+            known_I = np.array([name in item.contents for item in items], np.bool_)
+            vectors = [item.contents[name] for item in items if name in item.contents]
+            contents.append(_contents(_unit(np.array(vectors, np.float32).reshape(-1, width)), known_I))
+        return ItemFeatures(
+            self,
+            category_codes(self.category_names, [item.categories for item in items]),
+            buckets_VN,
+            contents,
+            np.zeros(len(items) + 1, np.bool_),
+        )
+
+
+@dataclass(frozen=True)
 class ItemFeatures:
     """Features of all item rows."""
 
-    category_names: list[str]  # of the codes 1, 2, ...
+    codes: FeatureCodes
     categories_VG: IntArray  # codes; 0 = no further one
     buckets_VN: IntArray  # of each number, from 1; 0 = missing
     contents: list[FloatArray]  # [V, P + 1] each: a vector of length 1, or zeros and a 1 at the end where it is missing
@@ -46,13 +86,20 @@ class ItemFeatures:
             RecipeError: no such column, one of another type, or vectors of several lengths.
         """
         conditions = Conditions.of(catalogue)
-        buckets = [_buckets(_number_column(catalogue, name), num_buckets) for name in numbers]
         seen_V = np.concatenate([[False], catalogue.column(TRAIN_EVENTS).to_numpy() > 0])
+        edges = {}
+        buckets_VN = np.zeros((len(seen_V), len(numbers)), np.int64)
+        for place, name in enumerate(numbers):
+            values_I = _number_column(catalogue, name)
+            edges[name] = _edges(values_I, num_buckets)
+            buckets_VN[1:, place] = _buckets(values_I, edges[name])
+        columns = {name: vector_column(catalogue, name, "model.items.contents") for name in contents}
+        widths = {name: vectors_IP.shape[1] for name, (vectors_IP, _) in columns.items()}
         return cls(
-            conditions.names,
+            FeatureCodes(conditions.names, edges, widths),
             conditions.category_codes_VG,
-            np.stack(buckets, 1) if buckets else np.zeros((len(seen_V), 0), np.int64),
-            [_contents(catalogue, name) for name in contents],
+            buckets_VN,
+            [_contents(vectors_IP[known_I], known_I) for vectors_IP, known_I in columns.values()],
             seen_V,
         )
 
@@ -88,8 +135,7 @@ def vector_column(
         raise RecipeError(f"{setting}: column {name!r} holds numbers that are missing, NaN or infinite")
     found = values.reshape(-1, sizes[0])
     vectors_IP = np.zeros((len(column), sizes[0]), np.float32)
-    lengths_N1 = np.linalg.norm(found, axis=1, keepdims=True)
-    vectors_IP[known_I] = found / np.maximum(lengths_N1, np.finfo(np.float32).tiny)
+    vectors_IP[known_I] = _unit(found)
     return vectors_IP, known_I
 
 
@@ -113,23 +159,35 @@ def _number_column(catalogue: pa.Table, name: str) -> npt.NDArray[np.float64]:
     return values
 
 
-def _buckets(values_I: npt.NDArray[np.float64], num_buckets: int) -> IntArray:
-    """The bucket of each row's number, row 0 first. Equal numbers share one, so that some may be empty."""
-    known_I = ~np.isnan(values_I)
-    buckets_V = np.zeros(len(values_I) + 1, np.int64)
-    if known_I.any():
-        edges = np.quantile(values_I[known_I], np.arange(1, num_buckets) / num_buckets, method="lower")
-        buckets_V[1:][known_I] = 1 + np.searchsorted(edges, values_I[known_I], side="left")
-    return buckets_V
+def _edges(values_I: npt.NDArray[np.float64], num_buckets: int) -> npt.NDArray[np.float64]:
+    """The last value of each bucket but the last: quantiles. Equal numbers share one, so some may be empty."""
+    known = values_I[~np.isnan(values_I)]
+    if not len(known):
+        return np.empty(0)
+    edges: npt.NDArray[np.float64] = np.quantile(known, np.arange(1, num_buckets) / num_buckets, method="lower")
+    return edges
 
 
-def _contents(catalogue: pa.Table, name: str) -> FloatArray:
-    """The vectors of a column, row 0 first, and a last number that says whether each is missing."""
-    vectors_IP, known_I = vector_column(catalogue, name, "model.items.contents")
-    contents_VP = np.zeros((len(known_I) + 1, vectors_IP.shape[1] + 1), np.float32)
-    contents_VP[1:, :-1] = vectors_IP
+def _buckets(values_I: npt.NDArray[np.float64], edges: npt.NDArray[np.float64]) -> IntArray:
+    """The bucket of each number, from 1; 0 for NaN, and for all where the catalogue has no number at all."""
+    if not len(edges):
+        return np.zeros(len(values_I), np.int64)
+    return np.where(np.isnan(values_I), 0, 1 + np.searchsorted(edges, values_I, side="left"))
+
+
+def _contents(vectors_NP: FloatArray, known_I: npt.NDArray[np.bool_]) -> FloatArray:
+    """The vectors of the items that have one, at their rows, and a last number: is it missing?"""
+    contents_VP = np.zeros((len(known_I) + 1, vectors_NP.shape[1] + 1), np.float32)
     contents_VP[1:, -1] = ~known_I
+    contents_VP[1:, :-1][known_I] = vectors_NP
     return contents_VP
+
+
+def _unit(vectors_NP: FloatArray) -> FloatArray:
+    """At length 1; zero stays zero."""
+    lengths_N1 = np.linalg.norm(vectors_NP, axis=1, keepdims=True)
+    unit_NP: FloatArray = vectors_NP / np.maximum(lengths_N1, np.finfo(np.float32).tiny)
+    return unit_NP
 
 
 def _first_of(catalogue: pa.Table, known_I: npt.NDArray[np.bool_], odd: npt.NDArray[np.bool_]) -> str:

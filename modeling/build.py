@@ -141,7 +141,7 @@ def _feature_table(items: FeatureItems, width: int, catalogue: pa.Table) -> Feat
     return FeatureTable(
         values,
         width,
-        category_names=features.category_names,
+        codes=features.codes,
         pool_width=items.pool_width,
         id_dropout=items.id_dropout,
     )

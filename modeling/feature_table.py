@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from data.item_features import ItemFeatures
+from data.item_features import FeatureCodes, ItemFacts, ItemFeatures
 from modeling.item_table import INITIAL_DEVIATION, HeldItems
 
 CATEGORIES = "values.categories.weight"
@@ -44,7 +44,7 @@ class FeatureValues(nn.Module):
         num_numbers = features.buckets_VN.shape[1]
         # Row 0 of the ids is what all unseen items share, and row 0 of the categories is to have none.
         self.ids = nn.Embedding(len(features.seen_V), width) if ids else None
-        self.categories = nn.Embedding(len(features.category_names) + 1, width) if categories else None
+        self.categories = nn.Embedding(len(features.codes.category_names) + 1, width) if categories else None
         self.numbers = nn.Embedding(num_numbers * self.rows_per_number, width) if num_numbers else None
         self.contents = nn.ModuleList(
             nn.Linear(content_VP.shape[1], width, bias=False) for content_VP in features.contents
@@ -64,16 +64,13 @@ class FeatureValues(nn.Module):
             rows.where(told & self.seen_V[rows], 0), self.categories_VG[rows], self.buckets_VN[rows], contents
         )
 
-    def of_unlisted(self, codes_NG: Int[Tensor, "N G"]) -> Float[Tensor, "N F D"]:
-        """The values of items that the catalogue lacks, of which nothing but category codes is known."""
-        nothing_N = codes_NG.new_zeros(len(codes_NG))
-        contents = [
-            self.get_buffer(f"content_{number}")[0].expand(len(codes_NG), -1).clone()
-            for number in range(len(self.contents))
-        ]
-        for content_NP in contents:
-            content_NP[:, -1] = 1  # missing
-        return self._values(nothing_N, codes_NG, self.buckets_VN[nothing_N], contents)
+    def of_others(self, others: ItemFeatures) -> Float[Tensor, "N F D"]:
+        """The values of items that the catalogue lacks: the rows from 1 of other features, which its codes tell."""
+        device = self.seen_V.device
+        codes_NG = torch.from_numpy(others.categories_VG[1:]).to(device)
+        buckets_NN = torch.from_numpy(others.buckets_VN[1:]).to(device)
+        contents = [torch.from_numpy(content_VP[1:]).to(device) for content_VP in others.contents]
+        return self._values(codes_NG.new_zeros(len(codes_NG)), codes_NG, buckets_NN, contents)
 
     def _values(
         self,
@@ -144,6 +141,7 @@ class FeatureTable(nn.Module):
 
     Args:
         values: the values of items.
+        codes: of the same catalogue.
         pool_width: inner width of the pool.
         id_dropout: share of the items of a training batch whose id is not told.
 
@@ -153,11 +151,11 @@ class FeatureTable(nn.Module):
     """
 
     def __init__(
-        self, values: FeatureValues, width: int, *, category_names: list[str], pool_width: int, id_dropout: float
+        self, values: FeatureValues, width: int, *, codes: FeatureCodes, pool_width: int, id_dropout: float
     ) -> None:
         super().__init__()
         self.values = values
-        self.category_names = category_names
+        self.codes = codes
         self.kinds = nn.Embedding(values.num_tokens, width)
         self.pool = FeaturePool(values.num_tokens, width, pool_width)
         self.id_dropout = id_dropout
@@ -183,22 +181,21 @@ class FeatureTable(nn.Module):
         """The vector of each row, every id told that training has seen; zero for padding."""
         return self._pooled(self.values(rows, torch.ones_like(rows, dtype=torch.bool)), rows)
 
-    def compose(self, categories: Sequence[Sequence[str]]) -> Float[Tensor, "N D"]:
-        """Vectors of items that the catalogue lacks, from their categories; all else of them counts as missing.
+    def compose(self, items: Sequence[ItemFacts]) -> Float[Tensor, "N D"]:
+        """Vectors of items that the catalogue lacks; what is not said of one, or has no code, counts as missing.
 
         Args:
-            categories: of each item; those that the catalogue does not know do not count.
+            items: none with a content vector of another width than the catalogue's.
         """
-        code_of = {name: code for code, name in enumerate(self.category_names, start=1)}
-        known = [[code_of[name] for name in names if name in code_of] for names in categories]
-        longest = max(1, *map(len, known))
-        codes_NG = torch.tensor([[*codes, *[0] * (longest - len(codes))] for codes in known])
-        pooled: Tensor = self.pool(self.values.of_unlisted(codes_NG.to(self.values.seen_V.device)))
+        pooled: Tensor = self.pool(self.values.of_others(self.codes.of_others(items)))
         return pooled
 
-    def knows(self, categories: Sequence[str]) -> bool:
-        """Whether one of these has a vector."""
-        return self.values.categories is not None and not set(categories).isdisjoint(self.category_names)
+    def knows(self, item: ItemFacts) -> bool:
+        """Whether anything that is said of an item counts."""
+        of_category = self.values.categories is not None and not set(item.categories).isdisjoint(
+            self.codes.category_names
+        )
+        return of_category or bool(item.numbers.keys() & self.codes.edges or item.contents.keys() & self.codes.widths)
 
     def tokens(self, rows: Int[Tensor, "..."]) -> Float[Tensor, "... F D"]:
         """The tokens of each row, every id told that training has seen."""
@@ -221,7 +218,7 @@ class FeatureTable(nn.Module):
             continued[IDS][: len(weights[IDS])] = weights[IDS]
         if CATEGORIES in own:
             code_of = {name: code for code, name in enumerate(category_names, start=1)}
-            codes = [0, *(code_of.get(name, -1) for name in self.category_names)]
+            codes = [0, *(code_of.get(name, -1) for name in self.codes.category_names)]
             codes_C = torch.tensor(codes, device=own[CATEGORIES].device)
             old_CD = weights[CATEGORIES].to(own[CATEGORIES])[codes_C.clamp(min=0)]
             continued[CATEGORIES] = torch.where(codes_C[:, None] >= 0, old_CD, own[CATEGORIES])

@@ -35,18 +35,23 @@ class Description(Body):
         description="the model prefers what is asked for; otherwise conditions can only filter"
     )
     objectives: list[str] = Field(description="names that objective_weights can weigh; none if there is one objective")
+    item_numbers: list[str] = Field(description="columns by which an added item may bring numbers")
+    item_contents: dict[str, int] = Field(description="and vectors, of so many numbers")
     conditions: list[str] = Field(description=f"names of categories and pools, at most {MAX_NAMES}")
     examples: list[Example]
 
 
 def describe(engine: Engine) -> Description:
     """The description of an engine's release."""
+    codes = engine.feature_codes
     return Description(
         release=engine.release_id,
         num_items=engine.num_items,
         reads_times=engine.needs_times,
         takes_conditions=engine.takes_conditions,
         objectives=list(engine.objectives),
+        item_numbers=[*codes.edges],
+        item_contents=dict(codes.widths),
         conditions=list(engine.conditions[:MAX_NAMES]),
         examples=[_example(engine, golden) for golden in engine.golden],
     )

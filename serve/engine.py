@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from data.encode import encode_histories
+from data.item_features import FeatureCodes, ItemFacts
 from data.schema import TRAIN_EVENTS
 from modeling.feature_table import FeatureTable
 from modeling.hashed_table import HashedTable, id_hashes
@@ -115,12 +116,19 @@ class Engine:
         )
         return normalized_ND
 
-    def composed_vectors(
-        self, item_ids: Sequence[str], categories: Sequence[Sequence[str]]
-    ) -> list[FloatArray | None] | None:
+    @property
+    def feature_codes(self) -> FeatureCodes:
+        """What the model makes vectors of items from; nothing where it is not features."""
+        table = self._retriever.items
+        return table.codes if isinstance(table, FeatureTable) else FeatureCodes([], {}, {})
+
+    def composed_vectors(self, item_ids: Sequence[str], facts: Sequence[ItemFacts]) -> list[FloatArray | None] | None:
         """Vectors of length 1 that the model makes of items it has never seen; None if it makes none.
 
-        From the id, or from the categories: then None for an item with none that the release knows.
+        From the id, or from what is said of an item: then None for one of which the release knows nothing.
+
+        Args:
+            facts: of each item; content vectors are as wide as `feature_codes` says.
         """
         table = self._retriever.items
         if not item_ids or not isinstance(table, HashedTable | FeatureTable):
@@ -130,8 +138,8 @@ class Engine:
                 vectors_ND = table.compose(torch.from_numpy(id_hashes(item_ids)).to(self._device))
                 told = [True] * len(item_ids)
             else:
-                vectors_ND = table.compose(categories)
-                told = [table.knows(names) for names in categories]
+                vectors_ND = table.compose(facts)
+                told = [table.knows(item) for item in facts]
             composed_ND: FloatArray = functional.normalize(vectors_ND, dim=-1).float().cpu().numpy()
         return [vector if known else None for vector, known in zip(composed_ND, told, strict=True)]
 

@@ -46,9 +46,7 @@ def _present(follower: Follower | None) -> Follower:
 
 
 def _changed(follower: Follower, request: ItemsRequest, limits: Limits) -> str:
-    engine = follower.engine
-    width = engine.catalogue.release.index.width
-    asked = to_change(request, limits, width, engine.artifact_hash, int(time.time()))
+    asked = to_change(request, limits, follower.engine, int(time.time()))
     try:
         changed, overlay = follower.apply(asked)
     except TooManyUpdates as error:

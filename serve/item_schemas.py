@@ -5,6 +5,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, StrictStr
 
+from data.item_features import FeatureCodes
+from serve.engine import Engine
 from serve.schemas import BadRequest, Body, Id, Name, Problem
 from serve.settings import Limits
 from serve.updates.contract import AddedItem, Change, Changed
@@ -18,7 +20,7 @@ class NewItem(Body):
     """An item that the release lacks, and where its vector comes from.
 
     With neither `like` nor `vector` it comes from the id, where the model composes item vectors from hashes of ids, or
-    from the categories, where it composes them from features.
+    from the categories, numbers and contents, where it composes them from features; what is left out counts as missing.
     """
 
     item_id: Id
@@ -26,6 +28,12 @@ class NewItem(Body):
     vector: list[Number] | None = Field(None, description="of this release's artifact; its length does not matter")
     title: Annotated[StrictStr, Field(max_length=1_000)] | None = None
     categories: list[Name] = Field(default_factory=list, max_length=100, description="by which conditions find it")
+    numbers: dict[Name, Number] = Field(
+        default_factory=dict, description="by column: those of model.items.numbers; a boolean is 0 or 1"
+    )
+    contents: dict[Name, list[Number]] = Field(
+        default_factory=dict, description="vectors by column: those of model.items.contents; the length does not matter"
+    )
 
 
 class ItemsRequest(Body):
@@ -56,6 +64,8 @@ class StandingItem(Body):
     has_vector: bool = Field(description="whether a vector was given")
     title: str | None
     categories: list[str]
+    numbers: dict[str, float]
+    contents: list[str] = Field(description="columns of which a vector was given")
     left_out: str | None = Field(description="why this release does not answer with it; null if it does")
 
 
@@ -68,12 +78,11 @@ class StandingItems(Body):
     removed: list[str]
 
 
-def to_change(request: ItemsRequest, limits: Limits, width: int, artifact_hash: str, now: int) -> Change:
+def to_change(request: ItemsRequest, limits: Limits, engine: Engine, now: int) -> Change:
     """The change of a call.
 
     Args:
-        width: numbers of a vector.
-        artifact_hash: of the artifact that vectors are taken to belong to.
+        engine: of the release that vectors are taken to belong to, and that reads numbers and contents.
         now: seconds UTC.
 
     Raises:
@@ -84,14 +93,17 @@ def to_change(request: ItemsRequest, limits: Limits, width: int, artifact_hash: 
     if not 0 < found <= limits.max_item_updates:
         problems.append(Problem(field="", message=f"found {found} items, expected 1 to {limits.max_item_updates}"))
     removed = set(map(str, request.remove))
+    width = engine.catalogue.release.index.width
     for number, item in enumerate(request.add):
         if str(item.item_id) in removed:
             problems.append(Problem(field=f"add.{number}.item_id", message="the same call removes it; send two calls"))
-        if item.vector is not None and item.like:
-            problems.append(Problem(field=f"add.{number}", message="expected like or a vector, not both"))
-        elif item.vector is not None and len(item.vector) != width:
-            message = f"found {len(item.vector)} numbers, expected {width}, the width of this release's model"
-            problems.append(Problem(field=f"add.{number}.vector", message=message))
+        if [item.vector is not None, bool(item.like), bool(item.numbers or item.contents)].count(True) > 1:
+            message = "expected like, a vector, or numbers and contents, and no two of them"
+            problems.append(Problem(field=f"add.{number}", message=message))
+            continue
+        if item.vector is not None and len(item.vector) != width:
+            problems.append(_wrong_width(f"add.{number}.vector", len(item.vector), width))
+        problems += _unread(item, engine.feature_codes, f"add.{number}")
     if problems:
         raise BadRequest(problems)
     added = [
@@ -99,14 +111,40 @@ def to_change(request: ItemsRequest, limits: Limits, width: int, artifact_hash: 
             str(item.item_id),
             now,
             like=tuple(map(str, item.like)),
-            vector=None if item.vector is None else np.array(item.vector, "<f4").tobytes(),
-            artifact=None if item.vector is None else artifact_hash,
+            vector=None if item.vector is None else _bytes(item.vector),
+            artifact=None if item.vector is None else engine.artifact_hash,
             title=item.title,
             categories=tuple(item.categories),
+            numbers=item.numbers,
+            contents={name: _bytes(content) for name, content in item.contents.items()},
         )
         for item in request.add
     ]
     return Change(tuple(map(str, request.remove)), tuple(map(str, request.restore)), tuple(added))
+
+
+def _unread(item: NewItem, codes: FeatureCodes, place: str) -> list[Problem]:
+    """What an item says that the release's model does not read."""
+    problems = []
+    for part, said, read in (("numbers", item.numbers, codes.edges), ("contents", item.contents, codes.widths)):
+        for name in said:
+            if name not in read:
+                message = f"this release's model reads {', '.join(read) or 'none'} (model.items.{part})"
+                problems.append(Problem(field=f"{place}.{part}.{name}", message=message))
+    for name, content in item.contents.items():
+        if len(content) != codes.widths.get(name, len(content)):
+            problems.append(_wrong_width(f"{place}.contents.{name}", len(content), codes.widths[name]))
+    return problems
+
+
+def _wrong_width(field: str, found: int, expected: int) -> Problem:
+    return Problem(
+        field=field, message=f"found {found} numbers, expected {expected}, the width of this release's model"
+    )
+
+
+def _bytes(vector: list[float]) -> bytes:
+    return np.array(vector, "<f4").tobytes()
 
 
 def to_items_response(changed: Changed, overlay: Overlay, change: Change) -> ItemsResponse:
@@ -142,5 +180,7 @@ def _standing(item: AddedItem, left_out: str | None) -> StandingItem:
         has_vector=item.vector is not None,
         title=item.title,
         categories=list(item.categories),
+        numbers=dict(item.numbers),
+        contents=[*item.contents],
         left_out=left_out,
     )

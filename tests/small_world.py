@@ -1,5 +1,6 @@
 """A small prepared dataset and an untrained artifact of it, for the tests of training and serving."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -44,11 +45,13 @@ def write_dataset(
     *,
     test_events: int = 1,
     same_times: bool = False,
+    side: Mapping[str, pa.Array] | None = None,
 ) -> PreparedDataset:
     """A prepared dataset of random histories, last out; item popularity has ties.
 
     Args:
         same_times: whether times are few, so that many events of a history share one.
+        side: further columns of the catalogue.
     """
     random = np.random.default_rng(0)
     vocabulary = Vocabulary([item_id(row) for row in range(1, num_items + 1)])
@@ -83,6 +86,7 @@ def write_dataset(
             "title": pa.array([f"Title {row}" for row in range(1, num_items + 1)], TEXT),
             "first_seen": pa.array([START + 10_000 * row for row in range(1, num_items + 1)], pa.int64()),
             "train_events": pa.array([row % 7 for row in range(1, num_items + 1)], pa.int64()),
+            **(side or {}),
         }
         pq.write_table(pa.table(catalogue), aside / CATALOGUE)
         (aside / HISTORIES).mkdir()

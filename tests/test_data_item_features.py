@@ -8,7 +8,7 @@ import pytest
 
 from data.catalogue import TEXTS
 from data.errors import RecipeError
-from data.item_features import ItemFeatures
+from data.item_features import ItemFacts, ItemFeatures
 
 
 def catalogue(num_items: int = 4, **columns: Any) -> pa.Table:
@@ -25,7 +25,7 @@ def catalogue(num_items: int = 4, **columns: Any) -> pa.Table:
 
 def test_categories_and_whether_an_item_was_seen_stand_by_row() -> None:
     found = ItemFeatures.of(catalogue())
-    assert found.category_names == ["a", "b", "c"]
+    assert found.codes.category_names == ["a", "b", "c"]
     assert found.categories_VG.tolist() == [[0, 0], [2, 1], [0, 0], [1, 0], [3, 0]]
     assert found.seen_V.tolist() == [False, True, False, True, True]
     assert found.buckets_VN.shape == (5, 0)
@@ -50,6 +50,33 @@ def test_content_vectors_have_length_1_and_say_where_they_are_missing(kind: pa.D
     [found] = ItemFeatures.of(catalogue(image=image), contents=["image"]).contents
     expected = [[0, 0, 0], [0.6, 0.8, 0], [0, 0, 1], [0, 0, 0], [0, 1, 0]]
     np.testing.assert_allclose(found, expected, atol=1e-7)
+
+
+def test_an_item_that_the_catalogue_lacks_is_read_as_one_that_it_has() -> None:
+    columns = {
+        "price": [40.0, None, 10.0, 20.0],
+        "image": pa.array([[3, 4], None, [0, 0], [0, 2]], pa.list_(pa.float32())),
+    }
+    known = catalogue(**columns)
+    found = ItemFeatures.of(known, numbers=["price"], num_buckets=3, contents=["image"])
+    twins = [
+        ItemFacts(
+            row["categories"],
+            {} if row["price"] is None else {"price": row["price"]},
+            {} if row["image"] is None else {"image": np.array(row["image"], np.float32)},
+        )
+        for row in known.to_pylist()
+    ]
+    others = found.codes.of_others(twins)
+    assert others.categories_VG.tolist() == found.categories_VG.tolist()
+    assert others.buckets_VN.tolist() == found.buckets_VN.tolist()
+    np.testing.assert_array_equal(others.contents[0], found.contents[0])
+    assert not others.seen_V.any()
+    [between, strange] = [ItemFacts(numbers={"price": 39.0}), ItemFacts(["z"], {"weight": 1.0})]
+    assert found.codes.of_others([between, strange]).buckets_VN[1:, 0].tolist() == [3, 0]
+    nothing = ItemFeatures.of(catalogue(price=pa.array([None] * 4, pa.float64())), numbers=["price"], num_buckets=3)
+    assert not nothing.buckets_VN.any()
+    assert not nothing.codes.of_others([between]).buckets_VN.any()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch.nn import functional
 from data.batch import Batch, collate
 from data.catalogue import TEXTS
 from data.encode import encode_histories
+from data.item_features import ItemFacts
 from modeling.build import build_retriever
 from modeling.feature_table import FeatureTable, HeldFeatures
 from modeling.foresight import Prediction, foresee
@@ -383,14 +384,19 @@ def test_unseen_items_of_the_right_category_are_found_by_features_and_not_by_row
     assert hits > 0.95 if items else hits < 0.3, hits
 
 
-def test_an_item_that_the_catalogue_lacks_is_one_without_events_numbers_and_contents() -> None:
-    model = retriever(items=FEATURES).eval()
-    table = model.items
+def test_an_item_that_the_catalogue_lacks_gets_the_vector_of_an_unseen_one_with_the_same_facts() -> None:
+    table = retriever(items=FEATURES).eval().items
     assert isinstance(table, FeatureTable)
+    row = catalogue().to_pylist()[4]  # of row 5, which training has not seen
+    image = np.array(row["image"], np.float32)
+    categories, whole = ItemFacts(row["categories"]), {"numbers": {"price": row["price"]}, "contents": {"image": image}}
+    twin = ItemFacts([*row["categories"], "unheard of"], **whole)
+    strange, silent = ItemFacts(["unheard of"], {"weight": 1.0}, {"sound": image}), ItemFacts()
+    composed_ND = table.compose([twin, categories, strange, silent])
+    torch.testing.assert_close(composed_ND[0], table(torch.tensor(5)))
+    torch.testing.assert_close(composed_ND[2], composed_ND[3])
     table.values.buckets_VN[5] = 0
     table.values.get_buffer("content_0")[5] = torch.tensor([0.0] * 5 + [1.0])
-    categories = catalogue().column("categories")[4].as_py()  # of row 5
-    composed_ND = table.compose([["unheard of"], [*categories, "unheard of"], []])
-    torch.testing.assert_close(composed_ND[1], table(torch.tensor(5)))
-    torch.testing.assert_close(composed_ND[0], composed_ND[2])
-    assert [table.knows(names) for names in (["unheard of"], categories, [])] == [False, True, False]
+    torch.testing.assert_close(composed_ND[1], table(torch.tensor(5)))  # what is not said is missing
+    alone = [ItemFacts(**{part: said}) for part, said in whole.items()]
+    assert [table.knows(facts) for facts in (twin, categories, *alone, strange, silent)] == [True] * 4 + [False] * 2

@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +12,14 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray.serve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.errors import MachineError
+from data.item_features import ItemFacts
 from modeling.settings import ConditionSettings, HashedItems, PoolSettings
 from modeling.token_settings import FeatureItems
 from serve.answer import Answer, Query
@@ -25,6 +27,7 @@ from serve.api import create_api
 from serve.app import run
 from serve.build import run as build_release
 from serve.catalogue import Catalogue
+from serve.description import describe
 from serve.engine import Engine
 from serve.instructions import Wish
 from serve.settings import Limits, ServeSettings
@@ -40,7 +43,7 @@ from serve.updates.contract import (
 from serve.updates.following import Follower
 from serve.updates.in_redis import RedisUpdates
 from serve.updates.in_sqlite import SqliteUpdates
-from serve.updates.overlay import IN_RELEASE, REMOVED, Overlay, lay_over
+from serve.updates.overlay import IN_RELEASE, KNOWS_NONE, REMOVED, Overlay, lay_over
 from serve.updates.settings import SqliteUpdatesSettings
 from tests.echo import echo
 from tests.ports import free_port
@@ -97,6 +100,8 @@ ITEMS = st.builds(
     artifact=st.sampled_from([None, "x"]),
     title=st.sampled_from([None, "Ü"]),
     categories=st.sampled_from([(), ("war",)]),
+    numbers=st.sampled_from([{}, {"Jahr": 1999.0, "": -0.1}]),
+    contents=st.sampled_from([{}, {"image": np.array([1, 0.1], "<f4").tobytes()}]),
 )
 CHANGES = st.builds(
     Change,
@@ -192,8 +197,19 @@ DAY = 86_400
 NOW = START + 100 * DAY
 
 
-def release_of(place: Path, seed: int = 0, items: HashedItems | FeatureItems | None = None) -> Path:
-    dataset = write_dataset(place / "dataset")
+SIDE = {
+    "price": pa.array([float(row * row % 50) for row in range(1, NUM_ITEMS + 1)]),
+    "image": pa.array([[row % 3, row % 4, 1] for row in range(1, NUM_ITEMS + 1)], pa.list_(pa.float32())),
+}
+
+
+def release_of(
+    place: Path,
+    seed: int = 0,
+    items: HashedItems | FeatureItems | None = None,
+    side: Mapping[str, pa.Array] | None = None,
+) -> Path:
+    dataset = write_dataset(place / "dataset", side=side)
     condition = ConditionSettings(pools=(POOL,))
     artifact = write_artifact(place / "artifact", dataset, seed=seed, condition=condition, items=items)
     build_release(str(artifact.directory), str(place / "release"), {}, dataset=str(dataset.directory))
@@ -274,23 +290,85 @@ def test_a_model_that_composes_vectors_of_ids_needs_nothing_else(tmp_path: Path)
     overlay = lay_over(engine, Updates(1, added=(AddedItem("alone", NOW),)))
     assert overlay.left_out == {}
     # An id of the release gets the vector that the release gives it.
-    composed_ND = engine.composed_vectors([item_id(1), item_id(NUM_ITEMS)], [(), ()])
+    composed_ND = engine.composed_vectors([item_id(1), item_id(NUM_ITEMS)], [ItemFacts()] * 2)
     assert composed_ND is not None
     np.testing.assert_allclose(composed_ND, engine.item_vectors(np.array([1, NUM_ITEMS])), atol=1e-6)
     assert "alone" in asked(engine, overlay.catalogue, query(item_id(1)))[0].item_ids
 
 
-def test_a_model_of_features_makes_vectors_of_categories(tmp_path: Path) -> None:
-    engine = Engine.open(release_of(tmp_path, items=FeatureItems(kind="features")))
-    known, strange = AddedItem("known", NOW, categories=("unheard of", "odd")), AddedItem("strange", NOW)
-    overlay = lay_over(engine, Updates(1, added=(known, strange)))
-    assert overlay.left_out == {"strange": "the release knows none of its categories; give others, like, or a vector"}
-    # An item of the release without training events gets the vector that the release gives it.
-    unseen = {row: ["odd" if row % 2 else "even"] for row in (7, 14)}
-    composed_ND = engine.composed_vectors([item_id(row) for row in unseen], list(unseen.values()))
-    assert composed_ND is not None
-    np.testing.assert_allclose(composed_ND, engine.item_vectors(np.array([*unseen])), atol=1e-6)
-    assert "known" in asked(engine, overlay.catalogue, query(item_id(1)))[0].item_ids
+@pytest.fixture(scope="module")
+def of_features(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """An engine whose model makes vectors of categories, a number and a vector."""
+    items = FeatureItems(kind="features", numbers=("price",), number_buckets=4, contents=("image",))
+    return Engine.open(release_of(tmp_path_factory.mktemp("features"), items=items, side=SIDE))
+
+
+def test_a_model_of_features_makes_the_vector_that_the_release_gives_an_unseen_item_with_the_same(
+    of_features: Engine,
+) -> None:
+    unseen = [7, 14]
+    twins = [
+        AddedItem(
+            f"twin of {row}",
+            NOW,
+            categories=("odd" if row % 2 else "even", "unheard of"),
+            numbers={"price": SIDE["price"][row - 1].as_py(), "unread": 1.0},
+            contents={"image": np.array(SIDE["image"][row - 1].as_py(), "<f4").tobytes()},
+        )
+        for row in unseen
+    ]
+    parts = [
+        AddedItem("of a category", NOW, categories=("odd",)),
+        AddedItem("of a number", NOW, numbers={"price": 1e9}),
+        AddedItem("of a vector", NOW, contents={"image": np.ones(3, "<f4").tobytes()}),
+    ]
+    others = [
+        AddedItem("strange", NOW, categories=("unheard of",), numbers={"unread": 1.0}),
+        AddedItem("of another width", NOW, contents={"image": np.ones(4, "<f4").tobytes()}),
+    ]
+    overlay = lay_over(of_features, Updates(1, added=(*twins, *parts, *others)))
+    assert overlay.left_out == {
+        "strange": KNOWS_NONE,
+        "of another width": "its image has 4 numbers, and this release reads 3; add it again with as many",
+    }
+    [answer] = asked(of_features, overlay.catalogue, query(item_id(1)))
+    scores = dict(zip(answer.item_ids, answer.scores, strict=True))
+    for row, twin in zip(unseen, twins, strict=True):
+        assert scores[twin.item_id] == pytest.approx(scores[item_id(row)], abs=1e-6)
+    assert len({round(scores[item.item_id], 4) for item in parts}) == len(parts)
+
+
+def test_what_is_said_of_an_added_item_has_to_be_what_the_model_reads(
+    of_features: Engine, engine: Engine, tmp_path: Path
+) -> None:
+    replica = Replica(SqliteUpdates(tmp_path / "u.sqlite", 9, 3), of_features)
+    try:
+        said = {"numbers": {"price": 3, "year": 1.0}, "contents": {"image": [1, 2], "sound": [1.0]}}
+        answer = replica.ask("POST", {"add": [{"item_id": "n", **said}]})
+        assert (answer.status_code, {one["field"]: one["message"] for one in answer.json()["problems"]}) == (
+            422,
+            {
+                "add.0.numbers.year": "this release's model reads price (model.items.numbers)",
+                "add.0.contents.sound": "this release's model reads image (model.items.contents)",
+                "add.0.contents.image": "found 2 numbers, expected 3, the width of this release's model",
+            },
+        )
+        both = replica.ask("POST", {"add": [{"item_id": "n", "like": [item_id(1)], "numbers": {"price": 3}}]})
+        assert [one["field"] for one in both.json()["problems"]] == ["add.0"]
+        right = {"item_id": "n", "numbers": {"price": 3}, "contents": {"image": [1, 2, 3]}}
+        assert replica.ask("POST", {"add": [right]}).json()["left_out"] == {}
+        [shown] = replica.ask("GET").json()["added"]
+        assert (shown["numbers"], shown["contents"], shown["left_out"]) == ({"price": 3.0}, ["image"], None)
+    finally:
+        replica.follower.close()
+    without = Replica(SqliteUpdates(tmp_path / "w.sqlite", 9, 3), engine)
+    try:
+        [problem] = without.ask("POST", {"add": [{"item_id": "n", "numbers": {"price": 3}}]}).json()["problems"]
+        assert problem["message"] == "this release's model reads none (model.items.numbers)"
+    finally:
+        without.follower.close()
+    described = [describe(one) for one in (of_features, engine)]
+    assert [(one.item_numbers, one.item_contents) for one in described] == [(["price"], {"image": 3}), ([], {})]
 
 
 def test_removed_items_come_in_no_answer_of_any_release_and_seen_added_ones_neither(

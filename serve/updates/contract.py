@@ -1,6 +1,7 @@
 """What every store of updates keeps and promises."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -20,15 +21,19 @@ class TooManyUpdates(Exception):
 
 @dataclass(frozen=True)
 class AddedItem:
-    """An item that a release may lack, and where its vector comes from: other items, a vector, or else its id."""
+    """An item that a release may lack, and where its vector comes from: other items, a vector, or else its id or what
+    is said of it. Vectors are float32, the lowest byte first.
+    """
 
     item_id: str
     added_at: int  # seconds UTC; of an item that stands added already, the earlier time stays
     like: tuple[str, ...] = ()  # ids of items whose mean it gets
-    vector: bytes | None = None  # float32, the lowest byte first
+    vector: bytes | None = None
     artifact: str | None = None  # content hash of the artifact that the vector belongs to
     title: str | None = None
     categories: tuple[str, ...] = ()
+    numbers: Mapping[str, float] = field(default_factory=dict)  # by column of the catalogue
+    contents: Mapping[str, bytes] = field(default_factory=dict)  # vectors, by column of the catalogue
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
+from data.item_features import FeatureCodes, ItemFacts
 from data.vocabulary import PAD_ROW, Vocabulary
 from serve.catalogue import Catalogue, FloatArray, Segment
 from serve.engine import Engine
@@ -14,7 +15,8 @@ from serve.updates.contract import AddedItem, Updates
 
 REMOVED = "it is removed; restore it"
 IN_RELEASE = "the release has it, and answers with its own"
-MAKES_NONE = "this release's model makes no vectors of ids or categories (model.items); give like, or a vector"
+MAKES_NONE = "this release's model makes no vectors of ids or features (model.items); give like, or a vector"
+KNOWS_NONE = "the release knows none of its categories, numbers and contents; give others, like, or a vector"
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,10 @@ def vectors_of(engine: Engine, items: Sequence[AddedItem]) -> tuple[dict[str, Fl
     found: dict[str, FloatArray] = {}
     reasons: dict[str, str] = {}
     like = [item for item in items if item.vector is None and item.like]
-    alone = [item for item in items if item.vector is None and not item.like]
+    alone = {item.item_id: _facts(item) for item in items if item.vector is None and not item.like}
+    codes = engine.feature_codes
+    reasons |= {item_id: why for item_id, facts in alone.items() if (why := _misfit(facts, codes))}
+    alone = {item_id: facts for item_id, facts in alone.items() if item_id not in reasons}
     for item in items:
         if item.vector is None:
             continue
@@ -71,20 +76,33 @@ def vectors_of(engine: Engine, items: Sequence[AddedItem]) -> tuple[dict[str, Fl
             reasons[item.item_id] = "the release has none of the items that it is like"
         else:
             found[item.item_id] = vector
-    composed = engine.composed_vectors([item.item_id for item in alone], [item.categories for item in alone])
-    for place, item in enumerate(alone):
+    composed = engine.composed_vectors([*alone], [*alone.values()])
+    for place, item_id in enumerate(alone):
         if composed is None:
-            reasons[item.item_id] = MAKES_NONE
+            reasons[item_id] = MAKES_NONE
         elif (made := composed[place]) is None:
-            reasons[item.item_id] = "the release knows none of its categories; give others, like, or a vector"
+            reasons[item_id] = KNOWS_NONE
         else:
-            found[item.item_id] = made
+            found[item_id] = made
     lengths = {item_id: float(np.linalg.norm(vector.astype(np.float64))) for item_id, vector in found.items()}
     reasons |= {item_id: "its vector has no direction" for item_id, length in lengths.items() if not length}
     vectors = {item_id: found[item_id] / length for item_id, length in lengths.items() if length}
     if vectors:
         vectors = dict(zip(vectors, engine.normalized(np.stack([*vectors.values()])), strict=True))
     return vectors, reasons
+
+
+def _facts(item: AddedItem) -> ItemFacts:
+    contents = {name: np.frombuffer(content, "<f4").astype(np.float32) for name, content in item.contents.items()}
+    return ItemFacts(item.categories, item.numbers, contents)
+
+
+def _misfit(facts: ItemFacts, codes: FeatureCodes) -> str | None:
+    """Why what is said of an item cannot be read by a release; what it has no name for does not count."""
+    for name, content in facts.contents.items():
+        if (width := codes.widths.get(name, len(content))) != len(content):
+            return f"its {name} has {len(content)} numbers, and this release reads {width}; add it again with as many"
+    return None
 
 
 def _means(engine: Engine, items: Sequence[AddedItem]) -> list[FloatArray | None]:

@@ -73,12 +73,14 @@ def next_version(last: int) -> int:
 def to_document(item: AddedItem) -> str:
     """An added item as JSON."""
     vector = None if item.vector is None else base64.b64encode(item.vector).decode()
-    return json.dumps({**asdict(item), "vector": vector})
+    contents = {name: base64.b64encode(content).decode() for name, content in item.contents.items()}
+    return json.dumps({**asdict(item), "vector": vector, "contents": contents})
 
 
 def from_document(document: str) -> AddedItem:
-    """The added item of a document."""
+    """The added item of a document; older ones have no numbers and contents."""
     fields = json.loads(document)
     vector = None if fields["vector"] is None else base64.b64decode(fields["vector"])
+    contents = {name: base64.b64decode(content) for name, content in fields.get("contents", {}).items()}
     lists = {name: tuple(fields[name]) for name in ("like", "categories")}
-    return AddedItem(**{**fields, **lists, "vector": vector})
+    return AddedItem(**{**fields, **lists, "vector": vector, "contents": contents})
